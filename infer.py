@@ -1,17 +1,15 @@
 """Algorithm 1 on images, and a checkpoint's accuracy under attack.
 
-    python infer.py CHECKPOINT image.png 17 --save answers.png   # what each expert says, who answers
-    python infer.py CHECKPOINT --eps 0.05                        # the table of accuracies
+    python infer.py CHECKPOINT image.png 17 --save answers.png   # what each expert says
+    python infer.py CHECKPOINT --eps 0.05                         # the table of accuracies
 
 Every expert gives a label and a confidence; the most confident expert answers. The table attacks
 the collaboration, and each expert and the vote as well, because an image made against one model is
 only a transferred image for another.
 """
 
-import argparse
-import pickle
 import sys
-import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,112 +23,79 @@ from tqdm import tqdm
 import data
 from attacks import pgd
 from models import Collaboration, Ensemble, ResNet, vote
+from support import files, options, pictures
 
-MAX_IMAGES = 1000  # in a table, unless told otherwise
+MAX_IMAGES = 1000  # of the test set, in a table
 BATCH_SIZE = 250
 
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, with exit status 2."""
-
-    def __init__(self, description: str, **kwargs):
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
-        )
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {' '.join(str(message).split())}\n")
+Classifier = Callable[[Tensor], Tensor]  # images [B, C, H, W] -> logits [B, K]
+Attack = Callable[[Classifier, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
 
 
-def pick_device(name: str | None) -> torch.device:
-    """`name`, or cuda, else mps, else cpu. Raises ValueError for a device that is not there."""
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    try:
-        device = torch.device(name or there[0])
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(
-            f"device {name!r} is not there: this machine has {', '.join(there)}"
-        ) from None
-    return device
+# ---------------------------------------------------------------------------------- checkpoints
 
 
 def build(settings: dict) -> nn.Module:
-    """An untrained model of settings' method, n, depth and image shape."""
-    channels, height, width = settings["image_shape"]
-    experts = [
-        ResNet(settings["depth"], channels, settings["num_classes"], (height, width))
-        for _ in range(settings["n"])
-    ]
-    return Collaboration(experts, settings["confidence"])
+    """An untrained model with settings' n, depth, image_shape, num_classes and confidence."""
+    channels, *height_width = settings["image_shape"]
+    shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
+    return Collaboration([ResNet(*shape) for _ in range(settings["n"])], settings["confidence"])
 
 
-def load_checkpoint(path: str | Path) -> dict:
-    """A checkpoint file's dictionary on the CPU: {method, settings, model, ...}; runs no code.
-
-    Raises FileNotFoundError where there is none, ValueError for a file that is none.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: train_collab.py writes one to RUN/model.pt")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no checkpoint, or was cut short: name a run's model.pt")
+def load_weights(model: nn.Module, checkpoint: dict) -> None:
+    """Raises ValueError where the weights do not fit."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} holds code instead of weights and was not loaded") from None
-    except (RuntimeError, EOFError, KeyError, OSError):
-        raise ValueError(f"{path} is damaged or no checkpoint: name a run's model.pt") from None
-    keys = {"method", "settings", "model", "epoch", "history"}
-    if not isinstance(checkpoint, dict) or not keys <= set(checkpoint):
-        raise ValueError(f"{path} is no checkpoint of this project: name a run's model.pt")
-    return checkpoint
-
-
-def restore(checkpoint: dict, device: torch.device) -> nn.Module:
-    """The model in a checkpoint's dictionary, in eval mode. Raises ValueError where none fits."""
-    try:
-        model = build(checkpoint["settings"])
         model.load_state_dict(checkpoint["model"])
-    except (KeyError, TypeError, AttributeError, RuntimeError):
-        raise ValueError(
-            "the checkpoint's weights do not fit its settings: it is damaged"
-        ) from None
-    return model.to(device).eval()
+    except (TypeError, AttributeError, RuntimeError):
+        raise ValueError("the checkpoint is damaged: its weights do not fit its settings") from None
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """The trained model in a checkpoint file, in eval mode. Raises ValueError, FileNotFoundError."""
-    return restore(load_checkpoint(path), torch.device(device))
+    """The trained model in a checkpoint file, in eval mode; runs no code from the file.
+
+    Raises FileNotFoundError where there is none, ValueError for a file that is no checkpoint.
+    """
+    return _load(path, torch.device(device))[0]
 
 
-Attack = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
+def _load(path: str | Path, device: torch.device) -> tuple[nn.Module, dict]:
+    checkpoint = files.load_checkpoint(path)
+    try:
+        model = build(checkpoint["settings"])
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        raise ValueError(f"{path} is damaged: its settings describe no model") from None
+    load_weights(model, checkpoint)
+    return model.to(device).eval(), checkpoint["settings"]
 
 
-def pgd_attack(eps: float, steps: int = 20) -> dict[str, Attack]:
-    """PGD as it is evaluated here: random start, steps of eps / 5, each image's worst point."""
+def load_data_of(settings: dict, moved_to: str | None) -> data.Data:
+    """The data set that a model was trained on. Raises ValueError where it is another."""
+    found = data.load(moved_to or settings["data"])
+    theirs = (settings["num_classes"], list(settings["image_shape"]))
+    if (found.num_classes, list(found.image_shape)) != theirs:
+        raise ValueError(
+            f"{found.name} has {found.num_classes} classes of images {found.image_shape}; the "
+            f"checkpoint was trained on {settings['data_name']}, with {theirs[0]} of {theirs[1]}"
+        )
+    return found
+
+
+# ----------------------------------------------------------------------------------- the table
+
+
+def standard_pgd(eps: float, steps: int = 20) -> dict[str, Attack]:
+    """PGD as every table here has it: random start, steps of eps / 5, each image's worst point."""
     attack = partial(pgd, eps=eps, alpha=eps / 5, steps=steps, random_start=True, keep_best=True)
     return {f"pgd-{steps}": attack}
 
 
-def attack_images(
-    model: Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    attack: Attack,
-    batch_size: int,
-    name: str,
+def in_batches(
+    attack: Attack, model: Classifier, x: Tensor, y: Tensor, batch_size: int, name: str
 ) -> Tensor:
-    """x_adv like x [N, C, H, W], made in batches; a bar on a terminal says how far it is."""
+    """attack(model, x, y) for x [N, C, H, W]; on a terminal a bar says how far it is."""
     pairs = list(zip(x.split(batch_size), y.split(batch_size)))
     bar = tqdm(pairs, f"attack on {name}", leave=False, disable=None)
-    return torch.cat([attack(model, x_batch, y_batch) for x_batch, y_batch in bar])
+    return torch.cat([attack(model, *pair) for pair in bar])
 
 
 @torch.no_grad()
@@ -138,6 +103,11 @@ def ask_experts(model: nn.Module, x: Tensor, batch_size: int = BATCH_SIZE) -> tu
     """What `model.all_experts` says of x [N, C, H, W]: logits [M, N, K], score [M, N]."""
     logits, score = zip(*map(model.all_experts, x.split(batch_size)))
     return torch.cat(logits, 1), torch.cat(score, 1)
+
+
+def first_output(expert: nn.Module) -> Classifier:
+    """The expert as a classifier: its logits without the confidence."""
+    return lambda x: expert(x)[0]
 
 
 def expert_losses(logits: Tensor, y: Tensor) -> Tensor:
@@ -161,7 +131,7 @@ def row_of(model: nn.Module) -> str:
     return "vote" if isinstance(model, Ensemble) else "collaboration"
 
 
-def specialisation(model: nn.Module, logits: Tensor, score: Tensor, y: Tensor) -> dict:
+def specialisation(logits: Tensor, score: Tensor, y: Tensor) -> dict:
     """How the experts divide the work, on images whose logits [M, N, K] and score [M, N] are given.
 
     Where they disagree: the number of images, and in % of them how often the chosen expert, the
@@ -178,7 +148,7 @@ def specialisation(model: nn.Module, logits: Tensor, score: Tensor, y: Tensor) -
         "disagree": {
             "images": int(disagree.sum()),
             "chosen": percent(right.gather(0, chosen[None])[0, disagree]),
-            "best fixed": max(percent(row[disagree]) for row in right),
+            "best fixed": percent(max(right[:, disagree], key=lambda row: row.sum())),
             "any": percent(right.any(0)[disagree]),
         },
         "answers": (100 * (answers.float() @ classes) / per_class).tolist(),
@@ -186,159 +156,184 @@ def specialisation(model: nn.Module, logits: Tensor, score: Tensor, y: Tensor) -
     }
 
 
-def percent(right: Tensor) -> float:
-    return 100 * right.float().mean().item() if len(right) else float("nan")
+def percent(right: Tensor) -> float | None:
+    return 100 * right.float().mean().item() if len(right) else None
 
 
 def report(
     model: nn.Module, x: Tensor, y: Tensor, attacks: dict[str, Attack], batch_size: int = BATCH_SIZE
 ) -> dict:
-    """{"table": {row: {column: percent}}, "specialisation": {column: ..}}; see `evaluate`."""
+    """{"table": what `evaluate` returns, "specialisation": {column: see there}}."""
     model.eval()
+    me = row_of(model)
     columns = {"clean": x}
     for name, attack in attacks.items():
-        columns[name] = attack_images(model, x, y, attack, batch_size, row_of(model))
+        columns[name] = in_batches(attack, model, x, y, batch_size, me)
     table, division = {}, {}
     for column, images in columns.items():
         logits, score = ask_experts(model, images, batch_size)
         for row, right in right_by_row(model, logits, score, y).items():
             table.setdefault(row, {})[column] = percent(right)
         if not isinstance(model, Ensemble):  # in a vote nobody is chosen
-            division[column] = specialisation(model, logits, score, y)
-    if attacks:  # the column `own`, by the first attack; its images for `model` exist already
-        name, attack = next(iter(attacks.items()))
-        targets = {f"expert {j + 1}": first_output(e) for j, e in enumerate(model.experts)}
-        targets["vote"] = Ensemble(model.experts)
-        for row, target in targets.items():
-            if row != row_of(model):
-                x_adv = attack_images(target, x, y, attack, batch_size, row)
-                with torch.no_grad():
-                    answer = torch.cat([target(b).argmax(1) for b in x_adv.split(batch_size)])
-                table[row]["own"] = percent(answer == y)
-        table[row_of(model)]["own"] = table[row_of(model)][name]
+            division[column] = specialisation(logits, score, y)
+    for name, attack in list(attacks.items())[:1]:
+        rivals = {f"expert {j + 1}": first_output(e) for j, e in enumerate(model.experts)}
+        rivals["vote"] = Ensemble(model.experts)
+        for row, rival in rivals.items():
+            x_adv = in_batches(attack, rival, x, y, batch_size, row)
+            with torch.no_grad():
+                prediction = torch.cat([rival(part).argmax(1) for part in x_adv.split(batch_size)])
+            table[row]["own"] = percent(prediction == y)
+        table[me]["own"] = table[me][name]
     return {"table": table, "specialisation": division}
-
-
-def first_output(expert: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The expert as a classifier: its logits without the confidence."""
-    return lambda x: expert(x)[0]
 
 
 def evaluate(
     model: nn.Module, x: Tensor, y: Tensor, attacks: dict[str, Attack], batch_size: int = BATCH_SIZE
 ) -> dict[str, dict[str, float]]:
-    """Accuracy in percent, {row: {column: percent}}, in float32; the model is left in eval mode.
+    """Accuracy in percent, {row: {column: percent}}; the model is left in eval mode.
 
     x [N, C, H, W] in [0, 1], y [N], attacks {name: fn(model, x, y) -> x_adv}. Rows: each expert,
     the vote, the collaboration, `oracle` (the expert with the lowest loss answers) and `any` (at
     least one expert is right). Columns: `clean`; each attack, made against `model`, the same
     images in every row; `own`: each row attacked itself by the first attack. Oracle and any know
-    the label, so nobody can attack them: they have no `own`.
+    the label, which no classifier does: they have no `own`.
     """
     return report(model, x, y, attacks, batch_size)["table"]
 
 
-def print_report(result: dict, model: nn.Module, count: int, eps: float) -> None:
-    table, division = result["table"], result["specialisation"]
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+def test_images(dataset: data.Data, device: torch.device) -> tuple[Tensor, Tensor]:
+    """At most 1,000 test images, a fixed random choice: [N, C, H, W] in [0, 1], and labels [N]."""
+    order = torch.randperm(len(dataset.x_test), generator=torch.Generator().manual_seed(0))
+    chosen = order[:MAX_IMAGES]
+    return dataset.x_test[chosen].to(device).float() / 255, dataset.y_test[chosen].to(device)
+
+
+def print_report(result: dict, me: str, count: int, eps: float) -> None:
+    """`result` is what `report` returns, `me` the row of the model that was attacked."""
+
+    def line(name: str, cells: list, width: int = 9) -> None:
+        print(f"{name:14}" + "".join(f"{cell:>{width}}" for cell in cells))
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    table = result["table"]
+    columns = list(table["expert 1"])
     attack = columns[1]
     print(
         f"\nAccuracy (%) on {count} test images, eps {eps:g}. {attack}: images made against the "
-        f"{row_of(model)},\nthe same in every row. own: each row attacked itself by {attack}."
+        f"{me},\nthe same in every row. own: each row attacked itself by {attack}."
     )
-    print(" " * 14 + "".join(f"{column:>9}" for column in columns))
+    line("", columns)
     for row, cells in table.items():
-        numbers = (f"{cells[c]:9.1f}" if c in cells else f"{'-':>9}" for c in columns)
-        print(f"{row:14}" + "".join(numbers))
-    if not division:
+        line(row, [number(cells.get(column)) for column in columns])
+    if not (division := result["specialisation"]):
         return
-    print("\nWhere the experts disagree, who is right (% of those images):")
-    print(" " * 14 + "   images   chosen expert   best fixed expert   any expert")
-    for column, part in division.items():
-        d = part["disagree"]
-        print(
-            f"{column:14}{d['images']:9}{d['chosen']:16.1f}{d['best fixed']:20.1f}{d['any']:13.1f}"
-        )
+    print("\nWhere the experts disagree, how often (%) is right:")
+    line("", ["images", "the chosen expert", "the best fixed one", "any expert"], 20)
+    for column, parts in division.items():
+        images, *shares = parts["disagree"].values()
+        line(column, [images, *map(number, shares)], 20)
     answers, accuracy = division["clean"]["answers"], division["clean"]["accuracy"]
-    if len(answers[0]) > 12:
-        return
-    print("\nShare (%) of each class that each expert answers / would have right, clean:")
-    print(" " * 14 + "".join(f"{k:>9}" for k in range(len(answers[0]))))
-    for j, (a, b) in enumerate(zip(answers, accuracy)):
-        cells = (f"{f'{share:.0f}/{own:.0f}':>9}" for share, own in zip(a, b))
-        print(f"{f'expert {j + 1}':14}" + "".join(cells))
+    if len(answers[0]) <= 12:
+        print("\nShare (%) of each class, clean, that each expert answers / would have right:")
+        line("", list(range(len(answers[0]))), 8)
+        for j, pairs in enumerate(map(zip, answers, accuracy)):
+            line(f"expert {j + 1}", [f"{share:.0f}/{right:.0f}" for share, right in pairs], 8)
 
 
-def test_subset(test_data: data.Data, device: torch.device, count: int) -> tuple[Tensor, Tensor]:
-    """A fixed random choice of `count` test images, as float32 in [0, 1], and their labels."""
-    order = torch.randperm(len(test_data.x_test), generator=torch.Generator().manual_seed(0))[
-        :count
-    ]
-    x, y = test_data.x_test[order].to(device), test_data.y_test[order].to(device)
-    return x.float() / 255, y
+# ---------------------------------------------------------------------------------- the command
 
 
-def read_image(path: str, image_shape: tuple[int, int, int]) -> Tensor:
+def read_image(path: str, image_shape: list[int]) -> Tensor:
     """An image file as [C, H, W] in [0, 1], made to fit; prints what had to be changed."""
     channels, height, width = image_shape
     try:
         with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-            changes = (
-                [] if file.mode == image.mode else [f"converted from {file.mode} to {image.mode}"]
-            )
+            mode, image = file.mode, file.convert("L" if channels == 1 else "RGB")
     except FileNotFoundError:
-        raise FileNotFoundError(f"no image file {path}, and no test image of that number") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {path}: {error}") from None
+        raise FileNotFoundError(f"no image file {path}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise ValueError(f"cannot read {path} as an image: give a PNG or JPEG file") from None
+    changes = [] if mode == image.mode else [f"converted from {mode} to {image.mode}"]
     if image.size != (width, height):
         changes.append(f"resized from {image.width} x {image.height} to {width} x {height}")
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), Image.Resampling.BOX)
     if changes:
         print(f"{path}: {', '.join(changes)}")
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(height, width, channels).permute(2, 0, 1).float() / 255
 
 
-def describe(name: str, label: int | None, logits: Tensor, score: Tensor) -> None:
-    """Prints what every expert says of one image: logits [M, K], score [M]."""
-    print(name if label is None else f"{name} (label {label})")
-    for j, (prediction, g) in enumerate(zip(logits.argmax(-1).tolist(), score.sigmoid().tolist())):
-        answers = "   <- answers" if j == score.argmax() else ""
-        print(f"    expert {j + 1}: {prediction}   confidence {g:.3f}{answers}")
+def describe(
+    model: nn.Module, images: dict[str, Tensor], labels: list[int | None]
+) -> tuple[list[int], list[str]]:
+    """Prints what every expert says of each image [C, H, W]; returns the answers, and as titles."""
+    logits, score = ask_experts(model, torch.stack(list(images.values())))
+    predictions, confidence = logits.argmax(-1), score.sigmoid()  # [M, N]
+    answers, titles = [], []
+    for i, (name, label) in enumerate(zip(images, labels)):
+        print(name if label is None else f"{name}, label {label}")
+        chosen = int(score[:, i].argmax())
+        for j in range(len(logits)):
+            note = "  <- answers" if j == chosen else ""
+            print(f"  expert {j + 1}: {predictions[j, i]}, confidence {confidence[j, i]:.3f}{note}")
+        answers.append(int(predictions[chosen, i]))
+        g = confidence[chosen, i]
+        titles.append(f"{answers[i]} by expert {chosen + 1}, confidence {g:.2f}")
+    return answers, titles
 
 
-def draw(path: Path, model: nn.Module, names: list[str], columns: dict[str, Tensor]) -> None:
-    """A PNG with a row an image: each column's image, the answer, whose it is, its confidence."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = len(names)
-    figure, axes = plt.subplots(
-        rows, len(columns), figsize=(5, 2.4 * rows), squeeze=False, layout="constrained"
-    )
-    for place, (column, images) in enumerate(columns.items()):
-        logits, score = ask_experts(model, images)
-        answer, chosen = model.combine(logits, score).argmax(-1), score.argmax(0)
-        for row, image in enumerate(images.cpu()):
-            axis = axes[row, place]
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-            j = chosen[row]
-            axis.set_title(
-                f"{column}: {answer[row]}\nexpert {j + 1}, confidence {score[j, row].sigmoid():.2f}",
-                fontsize=9,
-            )
-            if place == 0:
-                axis.set_ylabel(names[row], fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def run(args: Namespace) -> int:
+    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
+    device = options.pick_device(args.device)
+    model, settings = _load(args.checkpoint, device)
+    eps = settings["eps"] if args.eps is None else args.eps
+    options.check_eps(eps)
+    if args.steps < 1:
+        raise ValueError(f"--steps is {args.steps}: it must be at least 1")
+    torch.manual_seed(args.seed)
+    ((name, attack),) = standard_pgd(eps, args.steps).items()
+    if not args.images:
+        if args.save:
+            raise ValueError("--save draws images: name some, such as 0 1 2")
+        x, y = test_images(load_data_of(settings, args.data), device)
+        print_report(report(model, x, y, {name: attack}), row_of(model), len(x), eps)
+        return 0
+    if args.save and (Path(args.save).suffix != ".png" or Path(args.save).exists()):
+        raise ValueError(f"--save {args.save}: give the name of a new file, ending in .png")
+    numbers = [image for image in args.images if image.isdigit() and not Path(image).exists()]
+    dataset = load_data_of(settings, args.data) if numbers else None
+    images, labels = {}, []
+    for image in args.images:
+        if image not in numbers:
+            images[image] = read_image(image, settings["image_shape"]).to(device)
+            labels.append(None)
+        elif int(image) < len(dataset.x_test):
+            images[f"test image {image}"] = dataset.x_test[int(image)].to(device).float() / 255
+            labels.append(int(dataset.y_test[int(image)]))
+        else:
+            last = len(dataset.x_test) - 1
+            raise ValueError(f"no test image {image}: {dataset.name} has 0 .. {last}")
+    answers, titles = describe(model, images, labels)
+    if args.save:
+        x = torch.stack(list(images.values()))
+        # A file has no label: the attack then leads away from the clean answer.
+        y = [answer if label is None else label for answer, label in zip(answers, labels)]
+        x_adv = attack(model, x, torch.tensor(y, device=device))
+        print(f"\nafter {name} on the {row_of(model)}, eps {eps:g}:")
+        _, attacked = describe(model, dict(zip(images, x_adv)), labels)
+        names = [n if y is None else f"{n}, label {y}" for n, y in zip(images, labels)]
+        columns = [(x, titles), (x_adv, attacked)]
+        headings = ["clean", f"{name}, eps {eps:g}"]
+        files.write(Path(args.save), pictures.answers(names, headings, columns))
+        print(f"\nwrote {args.save}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
+    parser = options.Parser(__doc__, prog="infer.py")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's model.pt, or its folder")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="an image file, or the number of a test image"
@@ -347,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="steps of PGD (default: 20)")
     parser.add_argument("--data", help="the data set, where its file has moved")
     parser.add_argument("--seed", type=int, default=0, help="of the random start (default: 0)")
-    parser.add_argument("--device", help="default: cuda, else mps, else cpu")
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
     parser.add_argument("--save", metavar="PNG", help="draw the images, clean and attacked")
     args = parser.parse_args(argv)
     try:
@@ -357,78 +352,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-
-
-def run(args: argparse.Namespace) -> int:
-    checkpoint = load_checkpoint(args.checkpoint)
-    settings = checkpoint["settings"]
-    device = pick_device(args.device)
-    model = restore(checkpoint, device)
-    eps = settings["eps"] if args.eps is None else args.eps
-    if not 0 < eps <= 1:
-        raise ValueError(f"--eps is {eps}: it must lie in (0, 1]")
-    if args.steps < 1:
-        raise ValueError(f"--steps is {args.steps}: it must be at least 1")
-    if args.save and not args.images:
-        raise ValueError("--save draws images: name some, such as 0 1 2")
-    if args.save and Path(args.save).exists():
-        raise ValueError(f"{args.save} exists: give --save another name")
-    if args.save and Path(args.save).suffix != ".png":
-        raise ValueError(f"--save is {args.save}: its name must end in .png")
-    by_number = [image.isdigit() and not Path(image).exists() for image in args.images]
-    test = None
-    if any(by_number) or not args.images:
-        test = load_data_of(settings, args.data)
-    attacks = pgd_attack(eps, args.steps)
-    torch.manual_seed(args.seed)
-    if not args.images:
-        x, y = test_subset(test, device, MAX_IMAGES)
-        print_report(report(model, x, y, attacks), model, len(x), eps)
-        return 0
-    x, labels = [], []
-    for image, is_number in zip(args.images, by_number):
-        if is_number and int(image) >= len(test.x_test):
-            last = len(test.x_test) - 1
-            raise ValueError(
-                f"no test image {image}: {test.name} has 0 .. {last}, and no such file"
-            )
-        x.append(
-            test.x_test[int(image)].float() / 255
-            if is_number
-            else read_image(image, settings["image_shape"])
-        )
-        labels.append(int(test.y_test[int(image)]) if is_number else None)
-    x = torch.stack(x).to(device)
-    logits, score = ask_experts(model, x)
-    names = [f"test image {i}" if n else Path(i).name for i, n in zip(args.images, by_number)]
-    for i, name in enumerate(names):
-        describe(name, labels[i], logits[:, i], score[:, i])
-    if args.save:
-        answer = model.combine(logits, score).argmax(-1)
-        # A file has no label: the attack then moves the image away from the clean answer.
-        y = torch.tensor([a if k is None else k for a, k in zip(answer.tolist(), labels)]).to(
-            device
-        )
-        name, attack = next(iter(attacks.items()))
-        draw(
-            Path(args.save), model, names, {"clean": x, f"{name}, eps {eps:g}": attack(model, x, y)}
-        )
-        print(f"wrote {args.save}")
-    return 0
-
-
-def load_data_of(settings: dict, moved_to: str | None) -> data.Data:
-    """The data set that a checkpoint was trained on. Raises ValueError where it is another."""
-    found = data.load(moved_to or settings["data"])
-    if list(found.image_shape) != list(settings["image_shape"]) or (
-        found.num_classes != settings["num_classes"]
-    ):
-        raise ValueError(
-            f"{found.name} has {found.num_classes} classes of {found.image_shape} images; the "
-            f"checkpoint was trained on {settings['data_name']}: {settings['num_classes']} classes "
-            f"of {tuple(settings['image_shape'])} images"
-        )
-    return found
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import infer
 from attacks import pgd
 from models import rectified_score
-from train_submodel import confidence_loss, make_parser, run, sample_loss, stage1_loss
+from support import options
+from train_submodel import confidence_loss, run, sample_loss, stage1_loss
 
 
 def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
@@ -54,7 +55,7 @@ def stage2_loss(model: nn.Module, settings: Namespace) -> Callable[[Tensor, Tens
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser(__doc__, "train_collab.py")
+    parser = options.training_parser(__doc__, "train_collab.py")
     return run(parser, argv, "soe", {1: stage1_loss, 2: stage2_loss})
 
 

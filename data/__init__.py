@@ -98,7 +98,7 @@ def _check(name: str, x_train, y_train, x_test, y_test) -> Data:
             raise ValueError(f"{where} is {x.dtype}: images must be uint8, 0 to 255")
         if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
             raise ValueError(
-                f"{where} has shape {x.shape}: it must be N x H x W, or N x H x W x C, C being 1 or 3"
+                f"{where} has shape {x.shape}: it must be N x H x W or N x H x W x C, C 1 or 3"
             )
         if len(x) == 0:
             raise ValueError(f"{where} is empty: it must hold at least one image")
@@ -117,8 +117,8 @@ def _check(name: str, x_train, y_train, x_test, y_test) -> Data:
             num_classes = len(np.unique(y))
             if num_classes < 2 or y.min() != 0 or y.max() != num_classes - 1:
                 raise ValueError(
-                    f"{name}: y_train's labels, {y.min()} .. {y.max()}, are out of range: there must "
-                    "be at least two classes, numbered from 0, and an image of each"
+                    f"{name}: y_train's labels, {y.min()} .. {y.max()}, are out of range: "
+                    "they must be numbered from 0, at least two, and each must occur"
                 )
         elif y.min() < 0 or y.max() >= num_classes:
             raise ValueError(
@@ -130,7 +130,7 @@ def _check(name: str, x_train, y_train, x_test, y_test) -> Data:
         tensors[f"y_{part}"] = torch.from_numpy(y)
     if tensors["x_train"].shape[1:] != tensors["x_test"].shape[1:]:
         raise ValueError(
-            f"{name}: x_train has images of shape {x_train.shape[1:]} and x_test {x_test.shape[1:]}: "
-            "they must be the same"
+            f"{name}: x_train has images of shape {x_train.shape[1:]} and x_test "
+            f"of {x_test.shape[1:]}: they must be the same"
         )
     return Data(**tensors, name=name, num_classes=num_classes)

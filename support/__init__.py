@@ -1,0 +1,1 @@
+"""What every script shares and no equation needs: options, files, pictures."""

@@ -1,0 +1,140 @@
+"""A run's folder and checkpoints: written whole or not at all, read without running code."""
+
+import io
+import os
+import pickle
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from support.options import flag
+
+MOVABLE = {"data", "device", "precision"}  # options that may stand beside --resume
+
+
+class SaveError(OSError):
+    """A file could not be written; the message says which, and what was kept."""
+
+
+def make_folder(settings: Namespace) -> str:
+    """A new folder for the run: --out, or the next free name. Raises ValueError, OSError."""
+    if settings.out is not None:
+        folder = Path(settings.out)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ValueError(f"--out {folder} is taken: name a new or empty folder, or --resume it")
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
+    name = f"{settings.data_name}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
+    while True:
+        folder = first_free(Path("runs") / name)
+        try:
+            folder.mkdir(parents=True)
+            return str(folder)
+        except FileExistsError:  # another run was faster
+            continue
+
+
+def first_free(path: Path) -> Path:
+    """`path`, or where that is taken the same name with -2, -3 .. before its ending."""
+    name, number = path, 1
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return name
+
+
+def write(path: Path, content: bytes) -> None:
+    """Puts a file in place whole or not at all. Raises SaveError; the old file survives."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SaveError(
+            f"cannot save {path} ({error.strerror}): what stood there before is kept"
+        ) from None
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Tensors and plain values only. Raises SaveError; the checkpoint before survives."""
+    buffer = io.BytesIO()  # torch.save to a full disk would not raise an OSError
+    torch.save(checkpoint, buffer)
+    write(path, buffer.getvalue())
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """A checkpoint's dictionary on the CPU, {method, settings, model, ...}; runs no code.
+
+    `path` is the file or its run's folder. Raises FileNotFoundError or ValueError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: name the model.pt of a run")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no checkpoint, or was cut short: name the model.pt of a run")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} holds code instead of weights and was not loaded") from None
+    except (RuntimeError, EOFError, KeyError, OSError):
+        raise ValueError(
+            f"{path} is damaged, or no checkpoint: name the model.pt of a run"
+        ) from None
+    keys = {"method", "settings", "model", "epoch", "history"}
+    if not isinstance(checkpoint, dict) or not keys <= set(checkpoint):
+        raise ValueError(f"{path} is no checkpoint of this project: name the model.pt of a run")
+    return checkpoint
+
+
+def checkpoint_to_resume(folder: str, method: str, given: set[str]) -> dict:
+    """The checkpoint of an unfinished run of `method`. Raises ValueError, FileNotFoundError."""
+    if not_allowed := given - MOVABLE:
+        flags = ", ".join(map(flag, sorted(not_allowed)))
+        raise ValueError(f"--resume takes its settings from the checkpoint: leave out {flags}")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"--resume {folder}: there is no such folder")
+    checkpoint = load_checkpoint(folder)
+    if checkpoint["method"] != method:
+        theirs = checkpoint["method"]
+        raise ValueError(f"{folder} holds a run of {theirs}, not {method}: use that script")
+    if (Path(folder) / "metrics.json").exists():
+        raise ValueError(
+            f"the run in {folder} has finished: start another, or show it with infer.py"
+        )
+    return checkpoint
+
+
+def stage1_checkpoint(settings: Namespace) -> dict:
+    """The checkpoint --submodels. Raises ValueError where n, depth, data or score are others."""
+    path = settings.submodels
+    checkpoint = load_checkpoint(path)
+    for name in ("n", "depth", "data_name", "image_shape", "num_classes", "confidence"):
+        theirs, ours = checkpoint["settings"].get(name), getattr(settings, name)
+        if theirs != ours:
+            what = name.replace("_", " ")
+            raise ValueError(f"--submodels {path} has {what} {theirs}, not {ours}: give the same")
+    if any(entry["stage"] != 1 for entry in checkpoint["history"]):
+        raise ValueError(f"--submodels {path} has been through stage 2: name a submodels.pt")
+    return checkpoint
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = getattr(torch, device.type).get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type != "cpu" and device.type in state:
+        getattr(torch, device.type).set_rng_state(state[device.type])

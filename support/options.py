@@ -1,0 +1,146 @@
+"""The options of every training script, their defaults and checks; devices and precision."""
+
+import argparse
+import math
+from argparse import Namespace
+
+import torch
+
+from data import Data
+
+OPTIONS = {  # name: (default, type or choices, what it is); None: it depends, as the text says
+    "data": ("digits", str, "digits, cifar10, or the path of a FILE.npz"),
+    "eps": (0.03, float, "epsilon, the attack's radius: l-infinity, pixels in [0, 1]"),
+    "n": (3, int, "M, the number of experts"),
+    "depth": (20, int, "depth of each ResNet, 6n + 2"),
+    "epochs": (None, int, "epochs of all stages together (default: 16 on digits, else 100)"),
+    "sigma": (1.0, float, "sigma, the smoothness of the minimum in Eq. 7"),
+    "lambda_": (1.0, float, "lambda, the weight of the confidence loss"),
+    "confidence": (
+        "ehead",
+        ("ehead", "rectified"),
+        "the score: the E head's g alone, or max_k f_k * g as in the authors' code",
+    ),
+    "weights": (
+        "best",
+        ("best", "confidence"),
+        "stage 2's weights of the experts: Eq. 7's, or softmax(max_k f_k * g) as in their code",
+    ),
+    "steps": (10, int, "steps of the training attack, PGD"),
+    "alpha": (None, float, "alpha, the size of such a step (default: eps / 3)"),
+    "batch_size": (128, int, "training images a step"),
+    "lr": (0.1, float, "learning rate of SGD, divided by 10 at 1/2 and 3/4 of each stage"),
+    "augment": (None, bool, "random crop and flip (default: for 32 x 32 colour images)"),
+    "seed": (0, int, "seed of the weights, the order of images and all else that is random"),
+    "out": (None, str, "folder of the run (default: runs/DATA-epsE-nN-seedS)"),
+    "submodels": (None, str, "checkpoint of stage 1; all epochs are then stage 2's"),
+    "device": (None, str, "cuda, mps or cpu (default: the first of them that is there)"),
+    "precision": (
+        None,
+        ("bfloat16", "float32"),
+        "of training; evaluation is float32 (default: bfloat16 where the hardware has it)",
+    ),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, with exit status 2."""
+
+    def __init__(self, description: str, **kwargs):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
+
+    def error(self, message: object):
+        self.exit(2, f"{self.prog}: error: {' '.join(str(message).split())}\n")
+
+
+def flag(name: str) -> str:
+    """batch_size -> --batch-size, lambda_ -> --lambda."""
+    return "--" + name.strip("_").replace("_", "-")
+
+
+def training_parser(description: str, prog: str, leave_out: tuple[str, ...] = ()) -> Parser:
+    """A parser of OPTIONS and --resume. What is not given is absent from its result."""
+    parser = Parser(description, prog=prog, argument_default=argparse.SUPPRESS)
+    for name, (default, kind, text) in OPTIONS.items():
+        if name in leave_out:
+            continue
+        what = {"type": kind, "metavar": name.strip("_").upper()}
+        if kind is bool:
+            what = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(kind, tuple):
+            what = {"choices": kind}
+        text += "" if default is None else f" (default: {default})"
+        parser.add_argument(flag(name), dest=name, help=text, **what)
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    return parser
+
+
+def check(settings: Namespace) -> None:
+    """Raises ValueError for a number that makes no sense, saying which would."""
+    check_eps(settings.eps)
+    for name in ("sigma", "lr", "alpha"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{flag(name)} is {value}: it must be positive")
+    if not 0 <= settings.lambda_ < math.inf:
+        raise ValueError(f"--lambda is {settings.lambda_}: it must be 0 or more")
+    for name in ("n", "steps", "batch_size", "epochs"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{flag(name)} is {value}: it must be at least 1")
+    check_seed(settings.seed)
+
+
+def check_eps(eps: float) -> None:
+    if not 0 < eps <= 1:
+        raise ValueError(f"--eps is {eps}: it must lie in (0, 1], pixels being in [0, 1]")
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed is {seed}: it must lie between 0 and 2^63 - 1")
+
+
+def fill_in(settings: Namespace, dataset: Data) -> None:
+    """Sets what depends on the data or on other settings."""
+    settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
+    settings.image_shape = list(dataset.image_shape)
+    if settings.alpha is None:
+        settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03
+    if settings.augment is None:
+        settings.augment = dataset.image_shape == (3, 32, 32)
+    if settings.epochs is None:
+        settings.epochs = 16 if settings.data == "digits" else 100
+
+
+def pick_device(name: str | None) -> torch.device:
+    """`name`, or cuda, else mps, else cpu. Raises ValueError for a device that is not there."""
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there.insert(0, "cuda")
+    try:
+        device = torch.device(name or there[0])
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"no device {name!r}: this machine has {', '.join(there)}") from None
+    return device
+
+
+def best_precision(device: torch.device) -> str:
+    """bfloat16 where the hardware multiplies it: CUDA from Ampere on, CPUs with AMX or AVX-512."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
+    queries = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    if device.type == "cpu" and any(getattr(torch.cpu, query, bool)() for query in queries):
+        return "bfloat16"
+    return "float32"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

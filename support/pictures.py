@@ -1,0 +1,63 @@
+"""The pictures that the scripts draw, as PNG files."""
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from torch import Tensor
+
+
+def as_png(figure: plt.Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def curves(history: list[dict]) -> bytes:
+    """A run's history: loss, accuracy, and each expert's share of the images."""
+    epochs = [entry["epoch"] for entry in history]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    left.plot(epochs, [entry["loss"] for entry in history], "k.-")
+    left.set_title("training loss")
+    middle.plot(epochs, [entry["accuracy"] for entry in history], "k.-")
+    middle.set_title("accuracy on clean training images (%)")
+    for j in range(len(history[0]["best"])):
+        for key, line in (("answered", "-"), ("best", ":")):
+            share = [entry[key][j] for entry in history]
+            right.plot(epochs, share, line, color=f"C{j}", label=f"expert {j + 1}, {key}")
+    right.set_title("share of images (%): answered, best at")
+    right.set_ylim(0, 100)
+    right.legend(fontsize=7, ncols=2)
+    for axis in (left, middle, right):
+        axis.set_xlabel("epoch; the gray line: stage 2 begins" if _stages(history) > 1 else "epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        for before, after in zip(history, history[1:]):
+            if before["stage"] != after["stage"]:
+                axis.axvline(after["epoch"] - 0.5, color="gray", linewidth=0.8)
+    return as_png(figure)
+
+
+def _stages(history: list[dict]) -> int:
+    return len({entry["stage"] for entry in history})
+
+
+def answers(
+    names: list[str], headings: list[str], columns: list[tuple[Tensor, list[str]]]
+) -> bytes:
+    """A row for each name; a column for each pair of images [N, C, H, W] in [0, 1] and titles."""
+    rows = len(names)
+    figure, axes = plt.subplots(
+        rows, len(columns), figsize=(5.5, 2.6 * rows), squeeze=False, layout="constrained"
+    )
+    for column, (heading, (images, titles)) in enumerate(zip(headings, columns)):
+        for row, (image, title) in enumerate(zip(images.cpu(), titles)):
+            axis = axes[row, column]
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"{heading}\n{title}" if row == 0 else title, fontsize=9)
+            if column == 0:
+                axis.set_ylabel(names[row], fontsize=9)
+    return as_png(figure)
