@@ -154,7 +154,7 @@ def train(
             mean_loss = total.item() / steps  # is it finite? Asked once an epoch: asking waits
             if not math.isfinite(mean_loss) or not all_finite(model):
                 raise FloatingPointError(
-                    f"the loss or a weight became NaN or infinite in epoch {epoch} of {name}: the "
+                    f"the loss or a weight became NaN or infinite in epoch {epoch} of {name}; the "
                     f"checkpoint of the epoch before is kept; lower --lr (it is {settings.lr:g})"
                 )
             entry = {"stage": stage, "epoch": len(history) + 1, "loss": mean_loss, "lr": lr}

@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of samples and start (default: 0)")
     parser.add_argument("--out", metavar="PNG", help="the picture (default: xor.png, xor-2.png ..)")
     args = parser.parse_args(argv)
-    out = Path(args.out) if args.out else files.first_free(Path("xor.png"))
+    out = Path(args.out) if args.out else files.first_free(Path(), "xor", ".png")
     try:
         if out.suffix != ".png" or out.exists():
             raise ValueError(f"--out {out}: give the name of a new file, ending in .png")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
+PARTS = ("train", "test")
 FOLDER = Path(__file__).parent
 
 
@@ -47,9 +48,7 @@ def load(name_or_path: str) -> Data:
         return _cifar10()
     if name_or_path.endswith(".npz"):
         return _from_npz(Path(name_or_path))
-    raise ValueError(
-        f"unknown data {name_or_path!r}: give digits, cifar10 or the path of a FILE.npz"
-    )
+    raise ValueError(f"unknown data {name_or_path!r}: give digits, cifar10 or a FILE.npz")
 
 
 def _cifar10() -> Data:

@@ -152,12 +152,13 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 steps[stage, way] = plain_step(model, optimizer, stage)
     times = {key: [] for key in steps}
-    for repeat in range(args.repeats + 1):
+    for way in ("ours", "plain"):
+        for stage in (1, 2):
+            seconds(steps[stage, way], x, y)  # warms up
+        print(f"peak memory, {'ours' if way == 'ours' else 'both ways'}: {peak_memory(device)}")
+    for _ in range(args.repeats):
         for key, step in steps.items():
-            taken = seconds(step, x, y)
-            if repeat > 0:  # the first round warms up
-                times[key].append(taken)
-    print(f"peak memory, both ways together: {peak_memory(device)}")
+            times[key].append(seconds(step, x, y))
     for stage in (1, 2):
         plain, ours = (statistics.median(times[stage, way]) for way in ("plain", "ours"))
         print(f"stage{stage} plain {plain:.2f} ours {ours:.2f} ratio {plain / ours:.2f}")

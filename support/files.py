@@ -29,7 +29,7 @@ def make_folder(settings: Namespace) -> str:
         return str(folder)
     name = f"{settings.data_name}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
     while True:
-        folder = first_free(Path("runs") / name)
+        folder = first_free(Path("runs"), name)
         try:
             folder.mkdir(parents=True)
             return str(folder)
@@ -37,13 +37,13 @@ def make_folder(settings: Namespace) -> str:
             continue
 
 
-def first_free(path: Path) -> Path:
-    """`path`, or where that is taken the same name with -2, -3 .. before its ending."""
-    name, number = path, 1
-    while name.exists():
+def first_free(folder: Path, name: str, ending: str = "") -> Path:
+    """name + ending in `folder`, or where that is taken name-2, name-3 .."""
+    path, number = folder / f"{name}{ending}", 1
+    while path.exists():
         number += 1
-        name = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return name
+        path = folder / f"{name}-{number}{ending}"
+    return path
 
 
 def write(path: Path, content: bytes) -> None:

@@ -55,7 +55,7 @@ def answers(
     for column, (heading, (images, titles)) in enumerate(zip(headings, columns)):
         for row, (image, title) in enumerate(zip(images.cpu(), titles)):
             axis = axes[row, column]
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             axis.set_title(f"{heading}\n{title}" if row == 0 else title, fontsize=9)
             if column == 0:

@@ -1,0 +1,828 @@
+"""Statements about the paper, and about this code, that must hold.
+
+    python -m pytest
+
+The default run is trained once, and shared by the tests that need a trained model.
+"""
+
+import errno
+import importlib
+import json
+import os
+import re
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import data
+import infer
+import train_collab
+import train_submodel
+import xor_demo
+from attacks import cw_loss, pgd
+from models import Collaboration, Ensemble, ResNet, rectified_score, vote
+from support import files, options
+
+SMALL = "--depth 2 --n 2 --epochs 4 --steps 2 --eps 0.1 --device cpu".split()
+
+
+# ------------------------------------------------------------------ Eq. 7: the smooth minimum
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 7.0])
+@pytest.mark.parametrize("M", [1, 2, 3, 5])
+def test_smooth_minimum_lies_within_eq_7_bounds(sigma, M):
+    losses = 5 * torch.rand(M, 1000, dtype=torch.float64)
+    smooth, minimum = train_submodel.best_expert_loss(losses, sigma), losses.min(0).values
+    assert (smooth <= minimum + 1e-12).all()
+    assert (smooth >= minimum - sigma * np.log(M) - 1e-12).all()
+
+
+def test_smooth_minimum_reaches_both_bounds_of_eq_7():
+    equal, apart = torch.full((3, 1), 2.0), torch.tensor([[2.0], [90.0], [90.0]])
+    assert train_submodel.best_expert_loss(equal, 1.0).item() == pytest.approx(2 - np.log(3))
+    assert train_submodel.best_expert_loss(apart, 1.0).item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0])
+def test_gradient_of_the_smooth_minimum_weighs_experts_by_softmax(sigma):
+    losses = (3 * torch.rand(4, 50)).requires_grad_()
+    train_submodel.best_expert_loss(losses, sigma).sum().backward()
+    torch.testing.assert_close(losses.grad, torch.softmax(-losses.detach() / sigma, 0))
+
+
+def test_losses_of_both_stages_follow_the_formula():
+    torch.manual_seed(0)
+    model = Collaboration([ResNet(2, 1, 10, 8) for _ in range(3)])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0  # so that every attack below meets the same statistics
+    defaults = {name: default for name, (default, *_) in options.OPTIONS.items()}
+    settings = Namespace(**defaults | {"alpha": 0.01, "lambda_": 0.7, "sigma": 0.5})
+    x, y = torch.rand(6, 1, 8, 8), torch.randint(10, (6,))
+
+    def by_hand(x, y):
+        total = 0
+        for i in range(len(x)):
+            outputs = [expert(x) for expert in model.experts]  # train mode: whole batch
+            p = [out[0][i].softmax(0)[y[i]] for out in outputs]
+            g = [out[1][i].sigmoid() for out in outputs]
+            best = -0.5 * torch.log(sum(torch.exp(torch.log(p_j) / 0.5) for p_j in p))
+            bce = -sum(p_j * g_j.log() + (1 - p_j) * (1 - g_j).log() for p_j, g_j in zip(p, g)) / 3
+            total = total + (best + 0.7 * bce) / len(x)
+        return total
+
+    model.eval()
+    attack = {"eps": 0.03, "alpha": 0.01, "steps": 10}
+    alone = [pgd(lambda z, e=e: e(z)[0], x, y, **attack) for e in model.experts]
+    together = pgd(model, x, y, **attack)
+    model.train()
+    stage1 = 3 * (by_hand(x, y) + by_hand(torch.cat(alone), y.repeat(3)))
+    stage2 = 3 * (by_hand(x, y) + by_hand(together, y))
+    torch.testing.assert_close(train_submodel.stage1_loss(model, settings)(x, y), stage1)
+    torch.testing.assert_close(train_collab.stage2_loss(model, settings)(x, y), stage2)
+    settings.weights = "confidence"
+    confident = train_collab.stage2_loss(model, settings)(x, y)
+    assert abs(confident - stage2) > 1e-3  # the authors' weights are another loss
+
+
+def test_confidence_learns_p_y_and_p_y_does_not_learn_the_confidence():
+    score, p_y = (
+        torch.zeros(2, 1, requires_grad=True),
+        torch.tensor([[0.9], [0.1]]).requires_grad_(),
+    )
+    train_submodel.confidence_loss(score, p_y).sum().backward()
+    assert p_y.grad is None
+    torch.testing.assert_close(score.grad, (0.5 - p_y.detach()) / 2)
+
+
+# --------------------------------------------------------------------- the networks, Algorithm 1
+
+
+def test_e_head_of_a_resnet20_has_128_parameters():
+    for image_size, channels in ((32, 3), (8, 1)):
+        expert = ResNet(20, channels, 10, image_size)
+        assert sum(p.numel() for p in expert.e_head.parameters()) == 128
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (1, 28, 20)])
+@pytest.mark.parametrize("depth", [2, 8, 14, 20])
+def test_resnet_gives_float32_logits_and_a_confidence(depth, shape):
+    x = torch.rand(2, *shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, confidence = ResNet(depth, shape[0], 7, shape[1:])(x)
+    assert (logits.shape, confidence.shape) == ((2, 7), (2,))
+    assert logits.dtype == confidence.dtype == torch.float32
+
+
+def test_resnet_has_the_paper_depth():
+    layers = [
+        m for m in ResNet(20).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
+    assert len(layers) + 1 == 20  # and the P head
+
+
+class Says(nn.Module):
+    """An expert that gives every image the same logits, and a confidence of its own."""
+
+    def __init__(self, logits, confidence):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+        self.confidence = nn.Parameter(torch.tensor(confidence))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1), self.confidence[: len(x)]
+
+
+def three_experts(confidence="ehead"):
+    return Collaboration(
+        [
+            Says([3.0, 0.0], [0.1, -2.0, 0.0]),
+            Says([0.0, 1.0], [0.3, -1.0, -9.0]),
+            Says([0.0, 5.0], [0.2, -3.0, 9.0]),
+        ],
+        confidence,
+    )
+
+
+def test_algorithm_1_returns_the_most_confident_expert():
+    model, x = three_experts(), torch.rand(3, 1, 8, 8)
+    assert model(x).tolist() == [[0, 1], [0, 1], [0, 5]]  # experts 2, 2 and 3
+    model(x).sum().backward()  # differentiable through the chosen experts' logits alone
+    assert [expert.logits.grad.sum().item() for expert in model.experts] == [0, 4, 2]
+
+
+def test_one_expert_collaborates_with_itself():
+    x = torch.rand(3, 1, 8, 8)
+    assert Collaboration([Says([3.0, 0.0], [0.1, -2.0, 0.0])])(x).tolist() == [[3, 0]] * 3
+
+
+def test_rectified_score_is_the_product_of_both_heads():
+    logits, confidence = torch.randn(3, 50, 4), torch.randn(3, 50)
+    product = logits.softmax(-1).max(-1).values * confidence.sigmoid()
+    torch.testing.assert_close(rectified_score(logits, confidence).sigmoid(), product)
+    assert rectified_score(torch.tensor([[99.0, 0.0]]), torch.tensor([99.0])).isfinite().all()
+    assert three_experts("rectified")(torch.rand(3, 1, 8, 8)).tolist()[1] == [0, 1]
+
+
+def test_rectified_score_stops_gradient_where_the_prediction_is_right():
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]], requires_grad=True)
+    rectified_score(logits, torch.zeros(2), torch.tensor([0, 1])).sum().backward()
+    assert (logits.grad[0] == 0).all() and (logits.grad[1] != 0).all()
+
+
+def test_vote_is_the_log_of_the_mean_probability():
+    logits = torch.tensor([[[0.0, 0.0]], [[200.0, 0.0]]])
+    torch.testing.assert_close(vote(logits)[:, 0], torch.tensor([0.75]).log())
+    torch.testing.assert_close(vote(logits)[:, 1], torch.tensor([0.25]).log())
+    logits = torch.tensor([[[0.0, 200.0]], [[0.0, 300.0]]])
+    assert vote(logits)[0, 0].item() == pytest.approx(-200 - np.log(2))  # p underflows
+    model = Ensemble([Says([0.0, 0.0], [9.0]), Says([200.0, 0.0], [0.0])])
+    torch.testing.assert_close(model(torch.rand(1, 1, 8, 8)).exp().sum(), torch.tensor(1.0))
+
+
+def test_running_the_answering_expert_alone_changes_nothing():
+    torch.manual_seed(0)
+    model = Collaboration([ResNet(8, 3, 10, 32) for _ in range(3)])
+    x = torch.rand(24, 3, 32, 32) * torch.rand(24, 3, 1, 1)
+    for _ in range(20):
+        model(x)  # statistics that tell the images apart
+    model.eval()
+    assert len(model.all_experts(x)[1].argmax(0).unique()) > 1
+    alone = x.clone().requires_grad_()
+    dense = x.clone().requires_grad_()
+    a, b = model(alone), model.combine(*model.all_experts(dense))
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(
+        torch.autograd.grad(a.square().sum(), alone), torch.autograd.grad(b.square().sum(), dense)
+    )
+
+
+# ------------------------------------------------------------------------------------- attacks
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    model = Collaboration([ResNet(8, 1, 10, 8) for _ in range(2)])
+    return model, torch.rand(40, 1, 8, 8), torch.randint(10, (40,))
+
+
+@pytest.mark.parametrize("how", [{}, {"loss": "cw"}, {"momentum": 0.9}, {"keep_best": True}])
+@pytest.mark.parametrize("random_start", [False, True])
+def test_pgd_stays_in_the_ball_and_in_the_pixel_range(network, how, random_start):
+    model, x, y = network
+    x[:, :, :2], x[:, :, 2:4] = 0, 1
+    y = model.eval()(x).argmax(1)
+    for eps in (0.03, 0.3):
+        x_adv = pgd(model, x, y, eps, eps / 3, 5, random_start=random_start, **how)
+        assert (x_adv >= x - eps).all() and (x_adv <= x + eps).all()
+        assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
+        assert (x_adv != x).any()
+
+
+@pytest.mark.parametrize("how", [{"steps": 20}, {"steps": 1, "alpha": 0.1}, {"restarts": 2}])
+@pytest.mark.parametrize("loss", ["ce", "cw"])
+def test_pgd_reaches_the_exact_corner_on_a_linear_model(how, loss):
+    torch.manual_seed(0)
+    weight = torch.randn(2, 16)
+    x, y = 0.2 + 0.6 * torch.rand(30, 1, 4, 4), torch.randint(2, (30,))
+    away = (weight[1] - weight[0]).sign() * (1 - 2 * y[:, None])  # raises the other class
+    corner = x + 0.1 * away.view_as(x)
+    how = {"steps": 20, "alpha": 0.02} | how
+
+    def linear(z):
+        return z.flatten(1) @ weight.T * 0.01  # so flat that CW's kappa is out of reach
+
+    x_adv = pgd(linear, x, y, eps=0.1, loss=loss, random_start="restarts" in how, **how)
+    torch.testing.assert_close(x_adv, corner)
+
+
+def test_cw_loss_sees_negative_logits():
+    logits = torch.tensor([[-1.0, -5.0, -3.0]], requires_grad=True)
+    assert cw_loss(logits, torch.tensor([0])).item() == -2
+    cw_loss(logits, torch.tensor([0])).sum().backward()
+    assert logits.grad.tolist() == [[-1, 0, 1]]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_pgd_leaves_the_model_as_it_was(network, training):
+    model, x, y = network
+    model.train(training)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.eval()  # the caller's two lines
+    pgd(model, x, y, 0.1, 0.03, 3)
+    model.train(training)
+    assert all((p.grad == 1).all() and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training == training
+
+
+def test_keep_best_never_loses_by_more_steps_or_restarts(network):
+    model, x, y = network
+    y = model.eval()(x).argmax(1)
+
+    def right(**how):
+        torch.manual_seed(0)
+        how = {"steps": 3, "random_start": True, "keep_best": True} | how
+        x_adv = pgd(model, x, y, 0.05, 0.05, **how)
+        with torch.no_grad():
+            logits = model(x_adv)
+        return logits.argmax(1) == y, F.cross_entropy(logits, y, reduction="none")
+
+    few, few_loss = right()
+    assert 0 < few.sum() < len(y)
+    for how in ({"steps": 9}, {"restarts": 3}):
+        many, many_loss = right(**how)
+        assert (many <= few).all() and many.sum() < few.sum()
+        assert (many_loss >= few_loss - 1e-5)[many].all()
+
+
+def test_attacks_refuse_what_makes_no_sense(network):
+    for wrong in ({"eps": 0}, {"alpha": -1}, {"steps": 0}, {"restarts": 0}, {"loss": "mse"}):
+        with pytest.raises(ValueError):
+            pgd(*network, **{"eps": 0.1, "alpha": 0.1, "steps": 1} | wrong)
+
+
+# ----------------------------------------------------------------------------------------- XOR
+
+
+def test_on_xor_the_vote_fails_and_the_collaboration_succeeds():
+    for seed in range(20):
+        voted, collaborated, _ = xor_demo.accuracies(seed)
+        assert voted < 76 and collaborated > 97
+
+
+def test_on_xor_the_best_of_m_error_alone_is_a_trap():
+    reached = [xor_demo.accuracies(seed, xor_demo.trap_loss)[1] for seed in range(10)]
+    assert sum(accuracy < 76 for accuracy in reached) >= 3
+
+
+def test_xor_demo_draws_figure_1(tmp_path, capsys):
+    assert xor_demo.main(["--out", str(tmp_path / "xor.png")]) == 0
+    assert Image.open(tmp_path / "xor.png").width > 500
+    assert "collaboration" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+@pytest.fixture(scope="session")
+def default_run(tmp_path_factory):
+    """The folder of `python train_collab.py --eps 0.03 --n 3`, and its metrics."""
+    out = tmp_path_factory.mktemp("default") / "run"
+    assert train_collab.main(["--eps", "0.03", "--n", "3", "--out", str(out)]) == 0
+    return out, json.loads((out / "metrics.json").read_text())
+
+
+def test_one_default_epoch_lowers_the_loss(tmp_path):
+    assert train_submodel.main(["--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    checkpoint, dataset = files.load_checkpoint(tmp_path / "run"), data.load("digits")
+    settings, trained = Namespace(**checkpoint["settings"]), infer.load(tmp_path / "run")
+    torch.manual_seed(settings.seed)
+    untrained = infer.build(checkpoint["settings"])
+    x, y = dataset.x_train[:256].float() / 255, dataset.y_train[:256]
+    before, after = (
+        train_submodel.stage1_loss(model, settings)(x, y).item() for model in (untrained, trained)
+    )
+    assert after < before - 1
+
+
+def test_the_default_run_is_accurate_and_robust(default_run):
+    row = default_run[1]["table"]["collaboration"]
+    assert row["clean"] >= 95 and row["pgd-20"] >= 85
+    assert row["own"] == row["pgd-20"] <= row["clean"]
+
+
+def test_e_heads_choose_better_than_the_best_fixed_expert(default_run):
+    for column, parts in default_run[1]["specialisation"].items():
+        disagree = parts["disagree"]
+        assert disagree["images"] >= 20, column
+        assert disagree["best fixed"] < disagree["chosen"] <= disagree["any"], column
+
+
+def test_no_expert_of_the_default_run_starves(default_run):
+    last = default_run[1]["epochs"][-1]
+    for key in ("answered", "best"):
+        assert sum(last[key]) == pytest.approx(100) and min(last[key]) > 5  # percent
+
+
+def test_a_run_leaves_its_folder_as_the_readme_says(default_run):
+    out, metrics = default_run
+    names = {"model.pt", "submodels.pt", "metrics.json", "curves.png"}
+    assert {path.name for path in out.iterdir()} == names
+    assert set(metrics["table"]) >= {"expert 1", "vote", "collaboration", "oracle", "any"}
+    stages = [entry["stage"] for entry in metrics["epochs"]]
+    assert stages == sorted(stages) and stages.count(1) == stages.count(2)
+    submodels = files.load_checkpoint(out / "submodels.pt")
+    assert {entry["stage"] for entry in submodels["history"]} == {1}
+
+
+def test_a_loaded_model_is_an_ordinary_classifier(default_run):
+    model = infer.load(default_run[0] / "model.pt")
+    x, y = infer.test_images(data.load("digits"), torch.device("cpu"))
+    assert isinstance(model, nn.Module) and not model.training
+    accuracy = 100 * (model(x).argmax(1) == y).float().mean().item()
+    assert accuracy == pytest.approx(default_run[1]["table"]["collaboration"]["clean"])
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the program may catch it."""
+
+
+def train_small(out, *more, script=train_collab):
+    return script.main([*SMALL, "--out", str(out), *more])
+
+
+def weights(folder, name="model.pt"):
+    return files.load_checkpoint(folder / name)["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("moment", ["between epochs", "inside an epoch", "while writing"])
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_killed_run_resumes_bit_for_bit(moment, epoch, tmp_path, monkeypatch):
+    """4 epochs, 2 of each stage; killed around the end of epoch 1, 2 (of stage 1) or 3."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train_small(whole) == 0
+    saves, write, fsync, step = [], files.write, os.fsync, torch.optim.SGD.step
+    steps = []
+
+    def killed_write(path, content):
+        write(path, content)
+        saves.append(path)
+        if moment == "between epochs" and len(history(cut)) == epoch:
+            raise Killed
+
+    def killed_fsync(descriptor):
+        if moment == "while writing" and cut.exists() and len(history(cut)) == epoch:
+            os.ftruncate(descriptor, 1000)  # half a file is on the disk
+            raise Killed
+        fsync(descriptor)
+
+    def killed_step(self, *args):
+        steps.append(1)
+        if moment == "inside an epoch" and len(steps) == 11 * epoch + 5:
+            raise Killed
+        return step(self, *args)
+
+    def history(folder):
+        path = folder / "model.pt"
+        return files.load_checkpoint(path)["history"] if path.exists() else []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", killed_write)
+        patch.setattr(os, "fsync", killed_fsync)
+        patch.setattr(torch.optim.SGD, "step", killed_step)
+        with pytest.raises(Killed):
+            train_small(cut)
+    assert len(history(cut)) == epoch
+    assert train_collab.main(["--resume", str(cut), "--device", "cpu"]) == 0
+    assert same(weights(cut), weights(whole))
+    assert same(weights(cut, "submodels.pt"), weights(whole, "submodels.pt"))
+    tables = [json.loads((f / "metrics.json").read_text())["table"] for f in (cut, whole)]
+    assert tables[0] == tables[1]
+
+
+def test_ctrl_c_names_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    assert train_small(tmp_path / "run") == 130
+    command = f"python train_collab.py --resume {tmp_path / 'run'}"
+    assert capsys.readouterr().err.strip() == f"stopped; to go on: {command}"
+    assert weights(tmp_path / "run")
+
+
+def test_stage_1_alone_serves_as_submodels(tmp_path):
+    assert train_small(tmp_path / "one", script=train_submodel) == 0
+    sub = tmp_path / "one" / "model.pt"
+    assert train_small(tmp_path / "two", "--submodels", str(sub)) == 0
+    checkpoint = files.load_checkpoint(tmp_path / "two")
+    assert [entry["stage"] for entry in checkpoint["history"]] == [2, 2, 2, 2]
+    assert not same(checkpoint["model"], weights(tmp_path / "one"))
+
+
+def test_the_authors_rules_train_too(tmp_path):
+    assert (
+        train_small(tmp_path / "run", "--confidence", "rectified", "--weights", "confidence") == 0
+    )
+    assert infer.load(tmp_path / "run").confidence == "rectified"
+
+
+def test_one_expert_is_a_collaboration_too(tmp_path):
+    assert train_small(tmp_path / "run", "--n", "1", "--epochs", "2") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["specialisation"]["clean"]["disagree"]["images"] == 0
+
+
+def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    sample_loss, calls = train_submodel.sample_loss, []
+
+    def poisoned(*args):  # 11 steps an epoch, clean and adversarial: NaN in epoch 2
+        calls.append(1)
+        return sample_loss(*args) * (float("nan") if len(calls) > 30 else 1)
+
+    monkeypatch.setattr(train_submodel, "sample_loss", poisoned)
+    with pytest.raises(SystemExit) as stop:
+        train_small(tmp_path / "run")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "epoch 2 of stage 1" in error and "--lr" in error
+    checkpoint = files.load_checkpoint(tmp_path / "run")
+    assert checkpoint["epoch"] == 1
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch, capsys):
+    calls, fsync = [], os.fsync
+
+    def full(descriptor):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as stop:
+        train_small(tmp_path / "run")
+    assert stop.value.code == 2
+    assert re.search("cannot save .*No space left.*--resume", one_line(capsys))
+    assert files.load_checkpoint(tmp_path / "run")["epoch"] == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model.pt"]
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+def test_digits_are_split_1437_to_360():
+    digits = data.load("digits")
+    assert digits.x_train.shape == (1437, 1, 8, 8) and digits.x_test.shape == (360, 1, 8, 8)
+    assert digits.x_train.dtype == torch.uint8 and digits.x_train.max() == 255
+    assert digits.num_classes == 10
+    both = torch.cat([digits.x_train, digits.x_test]).flatten(1).unique(dim=0)
+    assert len(both) == 1797  # no image is in both parts, or twice in one
+
+
+def test_crop_and_flip_moves_and_mirrors_each_image_by_its_own_draw():
+    x = torch.randint(1, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    top, left = torch.tensor([4, 0, 4]), torch.tensor([4, 4, 4])
+    moved = train_submodel.crop_and_flip(x, top, left, torch.tensor([False, False, True]))
+    assert torch.equal(moved[0], x[0])
+    assert (moved[1, :, :4] == 0).all() and torch.equal(moved[1, :, 4:], x[1, :, :-4])
+    assert torch.equal(moved[2], x[2].flip(2))
+
+
+def test_an_epoch_shows_every_image_at_most_once_and_drops_the_partial_batch():
+    x = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1).expand(100, 1, 8, 8)
+    settings = Namespace(batch_size=32, augment=False)
+    batches = list(train_submodel.shuffled_batches(x, torch.arange(100), settings))
+    labels = torch.cat([y for _, y in batches])
+    assert [len(y) for _, y in batches] == [32, 32, 32] and len(labels.unique()) == 96
+    assert torch.equal((batches[0][0][:, 0, 0, 0] * 255).round().long(), batches[0][1])
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    images = {f"x_{part}": rng.integers(0, 256, (40, 8, 8), dtype=np.uint8) for part in data.PARTS}
+    return images | {f"y_{part}": np.arange(40) % 4 for part in data.PARTS} | changes
+
+
+@pytest.mark.parametrize("shape", [(40, 8, 12), (40, 32, 32, 3), (40, 8, 8, 1)])
+def test_ones_own_images_train(shape, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    labels = (np.arange(40) % 4)[:, None]
+    np.savez(tmp_path / "own.npz", **arrays(x_train=images, x_test=images, y_train=labels))
+    own = ["--data", str(tmp_path / "own.npz"), "--epochs", "2"]
+    assert train_small(tmp_path / "run", *own) == 0
+    moved = tmp_path / "moved.npz"
+    (tmp_path / "own.npz").rename(moved)
+    assert infer.main([str(tmp_path / "run"), "3", "--data", str(moved)]) == 0
+
+
+# -------------------------------------------------------------------------------- bad input
+
+
+def one_line(capsys):
+    """What went to standard error, which must be one line."""
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error and ": error: " in error
+    return error
+
+
+BAD_DATA = {
+    "a float": ({"x_train": np.zeros((40, 8, 8))}, "must be uint8"),
+    "flat": ({"x_test": np.zeros((40, 64), np.uint8)}, "N x H x W"),
+    "two channels": ({"x_test": np.zeros((40, 8, 8, 2), np.uint8)}, "C 1 or 3"),
+    "odd sides": ({"x_train": np.zeros((40, 8, 9), np.uint8)}, "multiples of 4"),
+    "other size": ({"x_test": np.zeros((40, 12, 12), np.uint8)}, "must be the same"),
+    "empty": ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "is empty"),
+    "length": ({"y_train": np.arange(39) % 4}, "one integer for each of the 40"),
+    "float labels": ({"y_train": np.zeros(40)}, "one integer"),
+    "a gap": ({"y_train": np.arange(40) % 4 * 2}, "out of range"),
+    "negative": ({"y_test": np.arange(40) % 4 - 1}, "out of range"),
+    "unknown class": ({"y_test": np.arange(40) % 5}, "out of range"),
+    "objects": ({"y_test": np.array([{}] * 40)}, "Python objects"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_a_wrong_data_file_is_refused_in_one_line(name, tmp_path, monkeypatch, capsys):
+    changes, message = BAD_DATA[name]
+    monkeypatch.chdir(tmp_path)
+    np.savez("bad.npz", **arrays(**changes))
+    with pytest.raises(SystemExit) as stop:
+        train_collab.main(["--data", "bad.npz"])
+    assert stop.value.code == 2 and message in one_line(capsys)
+    assert os.listdir() == ["bad.npz"]
+
+
+def test_what_is_no_data_file_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "empty.npz").touch()
+    np.savez("some.npz", x_train=np.zeros(3))
+    with open("single.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    np.savez("whole.npz", **arrays())
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:3000])
+    messages = {"some": "lacks y_train", "none": "no file"}
+    messages["some"] = "lacks y_train, x_test, y_test"
+    for name in ("text", "empty", "single", "cut", "some", "none"):
+        with pytest.raises(SystemExit) as stop:
+            train_collab.main(["--data", f"{name}.npz"])
+        assert stop.value.code == 2
+        assert messages.get(name, "is no npz file") in one_line(capsys)
+    assert "runs" not in os.listdir()
+
+
+BAD_FLAGS = {
+    "--eps 0": "(0, 1]",
+    "--eps 1.5": "(0, 1]",
+    "--eps nan": "(0, 1]",
+    "--eps half": "invalid float",
+    "--sigma 0": "must be positive",
+    "--sigma inf": "must be positive",
+    "--lr -1": "must be positive",
+    "--alpha 0": "must be positive",
+    "--lambda -1": "0 or more",
+    "--n 0": "at least 1",
+    "--steps 0": "at least 1",
+    "--batch-size 0": "at least 1",
+    "--epochs 0": "at least 1",
+    "--epochs 1": "2 stages need at least 2",
+    "--seed -1": "between 0",
+    "--depth 10": "nearest is 8 or 14",
+    "--depth 0": "nearest is 2",
+    "--data mnist": "digits, cifar10 or a FILE.npz",
+    "--device tpu": "this machine has",
+    "--device cuda:99": "this machine has",
+    "--precision float16": "invalid choice",
+    "--confidence loud": "invalid choice",
+    "--colour red": "unrecognized",
+    "--submodels none.pt": "no checkpoint",
+    "--resume none": "no such folder",
+    "--resume none --eps 0.1 --batch-size 3": "leave out --batch-size, --eps",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_a_wrong_flag_is_refused_in_one_line(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        train_collab.main(flags.split())
+    assert stop.value.code == 2 and BAD_FLAGS[flags] in one_line(capsys)
+    assert os.listdir() == []
+
+
+def test_cifar10_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch, capsys):
+    def offline(*_, **__):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "CIFAR10", offline)
+    with pytest.raises(SystemExit) as stop:
+        train_collab.main(["--data", "cifar10"])
+    error = one_line(capsys)
+    assert stop.value.code == 2
+    assert "put cifar-10-python.tar.gz there" in error and "--data digits" in error
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_what_is_no_checkpoint_is_refused_in_one_line(default_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = (default_run[0] / "model.pt").read_bytes()
+    Path("cut.pt").write_bytes(whole[: len(whole) // 2])
+    Path("text.pt").write_text("hello")
+    torch.save({"model": Code()}, "code.pt")
+    torch.save([1, 2], "other.pt")
+    checkpoint = files.load_checkpoint(default_run[0])
+    torch.save(checkpoint | {"settings": checkpoint["settings"] | {"depth": 8}}, "misfit.pt")
+    messages = {
+        "cut": "cut short",
+        "text": "no checkpoint",
+        "code": "holds code",
+        "gone": "no chec",
+    }
+    messages |= {"other": "no checkpoint of this project", "misfit": "damaged"}
+    for name, message in messages.items():
+        with pytest.raises(SystemExit) as stop:
+            infer.main([f"{name}.pt"])
+        assert stop.value.code == 2 and message in one_line(capsys), name
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [("--n 2", "n 3, not 2"), ("--depth 8", "depth 20, not 8"), ("--data own.npz", "data name")],
+)
+def test_submodels_must_fit(flags, message, default_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", **arrays())
+    with pytest.raises(SystemExit) as stop:
+        train_collab.main([*flags.split(), "--submodels", str(default_run[0] / "submodels.pt")])
+    assert stop.value.code == 2 and message in one_line(capsys)
+    assert os.listdir() == ["own.npz"]
+
+
+def test_submodels_of_stage_2_are_refused(default_run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_small(
+            tmp_path / "run", "--n", "3", "--depth", "20", "--submodels", str(default_run[0])
+        )
+    assert "name a submodels.pt" in one_line(capsys)
+
+
+def test_a_finished_run_is_not_resumed(default_run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_collab.main(["--resume", str(default_run[0])])
+    assert stop.value.code == 2 and "finished" in one_line(capsys)
+
+
+def test_a_run_is_resumed_by_its_own_script(default_run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_submodel.main(["--resume", str(default_run[0])])
+    assert stop.value.code == 2 and "a run of soe, not soe-stage1" in one_line(capsys)
+
+
+def test_nothing_of_the_users_is_overwritten(default_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.png").write_text("mine")
+    commands = [
+        (train_collab, ["--out", "taken"]),
+        (train_collab, ["--out", "taken/thesis.png"]),
+        (xor_demo, ["--out", "taken/thesis.png"]),
+        (infer, [str(default_run[0]), "0", "--save", "taken/thesis.png"]),
+    ]
+    for script, argv in commands:
+        with pytest.raises(SystemExit) as stop:
+            script.main(argv)
+        assert stop.value.code == 2 and one_line(capsys)
+    assert [path.read_text() for path in taken.iterdir()] == ["mine"]
+
+
+def test_runs_of_the_same_name_get_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Namespace(out=None, data_name="digits", eps=0.03, n=3, seed=0)
+    names = [files.make_folder(settings) for _ in range(3)]
+    first = str(Path("runs") / "digits-eps0.03-n3-seed0")
+    assert names == [first, first + "-2", first + "-3"]
+
+
+# --------------------------------------------------------------------------------- infer.py
+
+
+def test_infer_shows_every_expert_and_draws_both_answers(
+    default_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (30, 20), "white").save("white.png")
+    argv = [str(default_run[0]), "white.png", "17", "--save", "answers.png"]
+    assert infer.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "white.png: converted from RGB to L, resized from 30 x 20 to 8 x 8" in out
+    assert f"test image 17, label {data.load('digits').y_test[17]}" in out
+    assert out.count("<- answers") == 4 and out.count("expert 3: ") == 4  # clean and attacked
+    assert Image.open("answers.png").height > 400
+
+
+def test_infer_tabulates_at_another_eps(default_run, capsys):
+    table = default_run[1]["table"]["collaboration"]
+    assert infer.main([str(default_run[0]), "--eps", "0.2", "--steps", "5"]) == 0
+    row = re.search(r"^collaboration +(\S+) +(\S+) +(\S+)$", capsys.readouterr().out, re.M)
+    assert float(row[1]) == pytest.approx(table["clean"], abs=0.05)
+    assert float(row[2]) == float(row[3]) < table["pgd-20"] - 10
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["text.png"], "cannot read"),
+        (["gone.png"], "no image file"),
+        (["360"], "digits has 0 .. 359"),
+        (["--eps", "0"], "(0, 1]"),
+        (["--steps", "0"], "at least 1"),
+        (["--save", "a.png"], "name some"),
+        (["0", "--save", "a.jpg"], "ending in .png"),
+        (["0", "--data", "own.npz"], "was trained on digits"),
+        (["--device", "tpu"], "this machine has"),
+    ],
+)
+def test_infer_refuses_in_one_line(argv, message, default_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("no image")
+    np.savez("own.npz", **arrays())
+    with pytest.raises(SystemExit) as stop:
+        infer.main([str(default_run[0]), *argv])
+    assert stop.value.code == 2 and message in one_line(capsys)
+
+
+# -------------------------------------------------------------------------------- the README
+
+
+def test_every_function_that_the_readme_names_exists():
+    text = Path(__file__).with_name("README.md").read_text()
+    modules = "models|attacks|train_submodel|train_collab|infer|xor_demo|data"
+    names = set(re.findall(rf"`((?:{modules})\.(?!py\b|npz\b)[\w.]+)`", text))
+    assert len(names) >= 15
+    for name in names:
+        module, *attributes = name.split(".")
+        thing = importlib.import_module(module)
+        for attribute in attributes:
+            thing = getattr(thing, attribute)
+
+
+def test_every_option_explains_itself(capsys):
+    for script in (train_collab, train_submodel, infer, xor_demo):
+        with pytest.raises(SystemExit) as stop:
+            script.main(["--help"])
+        assert stop.value.code == 0
+    with pytest.raises(SystemExit):
+        train_collab.main(["--help"])
+    text = capsys.readouterr().out
+    for name, (default, _, what) in options.OPTIONS.items():
+        assert f" {options.flag(name)}" in text
+        assert default is not None or "default: " in what or name == "submodels"
+
+
+if shutil.which("nvidia-smi") and torch.cuda.is_available():
+
+    def test_a_small_run_trains_on_the_gpu(tmp_path):
+        assert train_small(tmp_path / "run", "--device", "cuda") == 0
