@@ -64,6 +64,7 @@ def pgd(
         raise ValueError(f"steps is {steps} and restarts {restarts}: both must be at least 1")
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}: it must be {' or '.join(LOSSES)}")
+    x = x.detach()
     lower, upper = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     worst = Worst(x, y, LOSSES[loss])
     if keep_best and random_start:  # without it the first point is x itself

@@ -179,6 +179,7 @@ def report(
     for name, attack in list(attacks.items())[:1]:
         rivals = {f"expert {j + 1}": first_output(e) for j, e in enumerate(model.experts)}
         rivals["vote"] = Ensemble(model.experts)
+        rivals.pop(me, None)
         for row, rival in rivals.items():
             x_adv = in_batches(attack, rival, x, y, batch_size, row)
             with torch.no_grad():
@@ -236,27 +237,59 @@ def print_report(result: dict, me: str, count: int, eps: float) -> None:
         images, *shares = parts["disagree"].values()
         line(column, [images, *map(number, shares)], 20)
     answers, accuracy = division["clean"]["answers"], division["clean"]["accuracy"]
-    if len(answers[0]) <= 12:
-        print("\nShare (%) of each class, clean, that each expert answers / would have right:")
-        line("", list(range(len(answers[0]))), 8)
-        for j, pairs in enumerate(map(zip, answers, accuracy)):
-            line(f"expert {j + 1}", [f"{share:.0f}/{right:.0f}" for share, right in pairs], 8)
+    if len(answers[0]) > 12:
+        print(f"\nWhat each expert answers of each of the {len(answers[0])} classes: metrics.json")
+        return
+    print("\nShare (%) of each class, clean, that each expert answers / would have right:")
+    line("", list(range(len(answers[0]))), 8)
+    for j, pairs in enumerate(map(zip, answers, accuracy)):
+        line(f"expert {j + 1}", [f"{share:.0f}/{right:.0f}" for share, right in pairs], 8)
 
 
 # ---------------------------------------------------------------------------------- the command
 
 
-def read_image(path: str, image_shape: list[int]) -> Tensor:
+def read_images(
+    wanted: list[str], settings: dict, data_path: str | None
+) -> tuple[list[str], list[Tensor], list[int | None]]:
+    """Names, images [C, H, W] in [0, 1] and labels of image files and numbers of test images."""
+    dataset, names, images, labels = None, [], [], []
+    for word in wanted:
+        if Path(word).exists() or not word.isdecimal():
+            names.append(word)
+            images.append(read_file(word, settings["image_shape"]))
+            labels.append(None)
+            continue
+        dataset = dataset or load_data_of(settings, data_path)
+        if int(word) >= len(dataset.x_test):
+            last = len(dataset.x_test) - 1
+            raise ValueError(f"no test image {word}: {dataset.name} has 0 .. {last}")
+        images.append(dataset.x_test[int(word)].float() / 255)
+        labels.append(int(dataset.y_test[int(word)]))
+        names.append(f"test image {word}, label {labels[-1]}")
+    return names, images, labels
+
+
+def read_file(path: str, image_shape: list[int]) -> Tensor:
     """An image file as [C, H, W] in [0, 1], made to fit; prints what had to be changed."""
     channels, height, width = image_shape
     try:
         with Image.open(path) as file:
-            mode, image = file.mode, file.convert("L" if channels == 1 else "RGB")
+            image = file.copy()
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ValueError(f"cannot read {path} as an image: give a PNG or JPEG file") from None
-    changes = [] if mode == image.mode else [f"converted from {mode} to {image.mode}"]
+    if image.mode[0] in "IF":
+        raise ValueError(f"{path} has more than 8 bits a channel: save it with 8")
+    mode, changes = "L" if channels == 1 else "RGB", []
+    if image.has_transparency_data:
+        changes.append("put on white where transparent")
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode != mode:
+        changes.append(f"converted from {image.mode} to {mode}")
+        image = image.convert(mode)
     if image.size != (width, height):
         changes.append(f"resized from {image.width} x {image.height} to {width} x {height}")
         image = image.resize((width, height), Image.Resampling.BOX)
@@ -266,15 +299,13 @@ def read_image(path: str, image_shape: list[int]) -> Tensor:
     return pixels.view(height, width, channels).permute(2, 0, 1).float() / 255
 
 
-def describe(
-    model: nn.Module, images: dict[str, Tensor], labels: list[int | None]
-) -> tuple[list[int], list[str]]:
-    """Prints what every expert says of each image [C, H, W]; returns the answers, and as titles."""
-    logits, score = ask_experts(model, torch.stack(list(images.values())))
+def describe(model: nn.Module, x: Tensor, names: list[str]) -> tuple[list[int], list[str]]:
+    """Prints what every expert says of x [N, C, H, W]; returns the answers, and as titles."""
+    logits, score = ask_experts(model, x)
     predictions, confidence = logits.argmax(-1), score.sigmoid()  # [M, N]
     answers, titles = [], []
-    for i, (name, label) in enumerate(zip(images, labels)):
-        print(name if label is None else f"{name}, label {label}")
+    for i, name in enumerate(names):
+        print(name)
         chosen = int(score[:, i].argmax())
         for j in range(len(logits)):
             note = "  <- answers" if j == chosen else ""
@@ -293,7 +324,9 @@ def run(args: Namespace) -> int:
     options.check_eps(eps)
     if args.steps < 1:
         raise ValueError(f"--steps is {args.steps}: it must be at least 1")
-    torch.manual_seed(args.seed)
+    seed = settings["seed"] if args.seed is None else args.seed
+    options.check_seed(seed)
+    torch.manual_seed(seed)
     ((name, attack),) = standard_pgd(eps, args.steps).items()
     if not args.images:
         if args.save:
@@ -301,33 +334,19 @@ def run(args: Namespace) -> int:
         x, y = test_images(load_data_of(settings, args.data), device)
         print_report(report(model, x, y, {name: attack}), row_of(model), len(x), eps)
         return 0
-    if args.save and (Path(args.save).suffix != ".png" or Path(args.save).exists()):
-        raise ValueError(f"--save {args.save}: give the name of a new file, ending in .png")
-    numbers = [image for image in args.images if image.isdigit() and not Path(image).exists()]
-    dataset = load_data_of(settings, args.data) if numbers else None
-    images, labels = {}, []
-    for image in args.images:
-        if image not in numbers:
-            images[image] = read_image(image, settings["image_shape"]).to(device)
-            labels.append(None)
-        elif int(image) < len(dataset.x_test):
-            images[f"test image {image}"] = dataset.x_test[int(image)].to(device).float() / 255
-            labels.append(int(dataset.y_test[int(image)]))
-        else:
-            last = len(dataset.x_test) - 1
-            raise ValueError(f"no test image {image}: {dataset.name} has 0 .. {last}")
-    answers, titles = describe(model, images, labels)
     if args.save:
-        x = torch.stack(list(images.values()))
+        files.check_new_png(Path(args.save), "--save")
+    names, images, labels = read_images(args.images, settings, args.data)
+    x = torch.stack(images).to(device)
+    answers, titles = describe(model, x, names)
+    if args.save:
         # A file has no label: the attack then leads away from the clean answer.
         y = [answer if label is None else label for answer, label in zip(answers, labels)]
         x_adv = attack(model, x, torch.tensor(y, device=device))
         print(f"\nafter {name} on the {row_of(model)}, eps {eps:g}:")
-        _, attacked = describe(model, dict(zip(images, x_adv)), labels)
-        names = [n if y is None else f"{n}, label {y}" for n, y in zip(images, labels)]
-        columns = [(x, titles), (x_adv, attacked)]
-        headings = ["clean", f"{name}, eps {eps:g}"]
-        files.write(Path(args.save), pictures.answers(names, headings, columns))
+        _, attacked = describe(model, x_adv, names)
+        columns = {"clean": (x, titles), f"{name}, eps {eps:g}": (x_adv, attacked)}
+        files.write(Path(args.save), pictures.answers(names, columns))
         print(f"\nwrote {args.save}")
     return 0
 
@@ -341,7 +360,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--eps", type=float, help="attack radius (default: the checkpoint's)")
     parser.add_argument("--steps", type=int, default=20, help="steps of PGD (default: 20)")
     parser.add_argument("--data", help="the data set, where its file has moved")
-    parser.add_argument("--seed", type=int, default=0, help="of the random start (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, help="of the attack's start (default: the checkpoint's)"
+    )
     parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
     parser.add_argument("--save", metavar="PNG", help="draw the images, clean and attacked")
     args = parser.parse_args(argv)

@@ -45,7 +45,8 @@ class ResNet(nn.Module):
     """One expert: ResNet of depth 6n + 2 (Table 4: 2, 8, 14, 20) with a P head and an E head.
 
     `image_size` is the side of square images, or (height, width). Depth 2 has no block: one
-    convolution, then averages over 8 x 8 pixels. Raises ValueError for another depth.
+    convolution, then averages over 8 x 8 pixels (more, where a side is no multiple of 8). Raises
+    ValueError for another depth.
     """
 
     def __init__(

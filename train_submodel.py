@@ -12,7 +12,6 @@ Its checkpoint, RUN/model.pt, is what `train_collab.py --submodels` goes on from
 import json
 import math
 import platform
-import shlex
 import sys
 import time
 from argparse import Namespace
@@ -133,7 +132,7 @@ def train(
     low = settings.precision == "bfloat16"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
     steps = max(1, len(x_train) // settings.batch_size)
-    name = f"stage {stage}" if len(settings.stage_epochs) > 1 else "training"
+    name = f"stage {stage}"
     bar = tqdm(total=epochs * steps, initial=done * steps, disable=not sys.stderr.isatty())
     with bar:
         for epoch in range(done + 1, epochs + 1):
@@ -164,7 +163,7 @@ def train(
             if bar.disable or not sys.stdout.isatty():
                 print(
                     f"{name}, epoch {epoch}/{epochs}: loss {mean_loss:.3f}, "
-                    f"training accuracy {entry['accuracy']:.1f} %, {entry['seconds']:.1f} s",
+                    f"clean training accuracy {entry['accuracy']:.1f} %, {entry['seconds']:.1f} s",
                     flush=True,
                 )
     return checkpoint
@@ -201,9 +200,10 @@ def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
 
 
 def shares(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
-    """Of the first 1,000 training images, clean, in percent: how many the model has right, how many
-    each expert answers, and on how many it is the best. No expert should starve (appendix 3.4)."""
-    x, y = x_train[:1000].float() / 255, y_train[:1000]
+    """Of 1,000 training images, clean, in percent: how many the model has right, how many each
+    expert answers, and on how many it is the best. No expert should starve (appendix 3.4)."""
+    chosen = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(0))[:1000]
+    x, y = x_train[chosen].float() / 255, y_train[chosen]
     model.eval()
     logits, score = infer.ask_experts(model, x)
     best = infer.expert_losses(logits, y).argmin(0)
@@ -242,7 +242,6 @@ def run(
     except KeyboardInterrupt:
         print("stopped before training began", file=sys.stderr)
         return 130
-    go_on = f"python {parser.prog} --resume {shlex.quote(settings.out)}"
     try:
         for stage in settings.stage_epochs:
             loss = losses[stage](model, settings)
@@ -254,11 +253,17 @@ def run(
     except FloatingPointError as error:
         parser.error(error)
     except files.SaveError as error:
-        parser.error(f"{error}; make room there, then: {go_on}")
+        parser.error(f"{error}; make room there; {how_to_go_on(parser.prog, settings.out)}")
     except KeyboardInterrupt:
-        print(f"\nstopped; to go on: {go_on}", file=sys.stderr)
+        print(f"\nstopped; {how_to_go_on(parser.prog, settings.out)}", file=sys.stderr)
         return 130
     return 0
+
+
+def how_to_go_on(prog: str, out: str) -> str:
+    if not (Path(out) / "model.pt").exists():
+        return "nothing was trained yet"
+    return f"to go on: {files.command(prog, '--resume', out)}"
 
 
 def set_up(
@@ -272,6 +277,10 @@ def set_up(
         checkpoint = files.checkpoint_to_resume(resume, method, set(given))
         settings = Namespace(**(checkpoint["settings"] | given | {"out": resume}))
         dataset = infer.load_data_of(checkpoint["settings"], settings.data)
+        if dataset.checksum != settings.data_checksum:
+            raise ValueError(
+                f"{settings.data} holds other images than those of the run in {resume}"
+            )
     else:
         defaults = {name: default for name, (default, *_) in options.OPTIONS.items()}
         settings = Namespace(**(defaults | given), method=method)
@@ -287,25 +296,25 @@ def set_up(
         infer.load_weights(model, checkpoint)
         files.set_rng_state(checkpoint["rng"], device)
     else:
-        if settings.submodels:
+        if settings.submodels is not None:
             infer.load_weights(model, files.stage1_checkpoint(settings))
         settings.out = files.make_folder(settings)
     channels, height, width = dataset.image_shape
-    hint = "" if dataset.name == "cifar10" else "; the paper's setting is --data cifar10"
+    hint = "" if settings.data == "cifar10" else "; the paper's setting is --data cifar10"
     print(
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test images, "
         f"{channels} x {height} x {width}; "
         f"{options.device_name(device)}, {settings.precision}{hint}"
     )
-    plan = ", ".join(f"{epochs} epochs of stage {s}" for s, epochs in settings.stage_epochs.items())
+    plan = ", ".join(f"stage {stage}: {e} epochs" for stage, e in settings.stage_epochs.items())
     experts = f"{settings.n} x ResNet{settings.depth}"
-    print(f"{experts}, eps {settings.eps:g}: {plan}, into {settings.out}", flush=True)
+    print(f"{experts}, eps {settings.eps:g}; {plan}; into {settings.out}", flush=True)
     return settings, dataset, model, checkpoint
 
 
 def share_epochs(settings: Namespace, stages: list[int]) -> dict[int, int]:
     """{stage: epochs}, in equal parts. Raises ValueError where there are too few."""
-    if settings.submodels:
+    if settings.submodels is not None:
         stages = stages[1:]
     share, rest = divmod(settings.epochs, len(stages))
     if share == 0:

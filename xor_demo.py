@@ -131,8 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = Path(args.out) if args.out else files.first_free(Path(), "xor", ".png")
     try:
-        if out.suffix != ".png" or out.exists():
-            raise ValueError(f"--out {out}: give the name of a new file, ending in .png")
+        files.check_new_png(out, "--out")
         options.check_seed(args.seed)
         vote, collaboration, samples = accuracies(
             args.seed, trap_loss if args.trap else collaboration_loss

@@ -1,8 +1,12 @@
 """A run's folder and checkpoints: written whole or not at all, read without running code."""
 
+import contextlib
 import io
 import os
 import pickle
+import shlex
+import subprocess
+import sys
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -46,6 +50,13 @@ def first_free(folder: Path, name: str, ending: str = "") -> Path:
     return path
 
 
+def check_new_png(path: Path, flag: str) -> None:
+    """Raises ValueError unless `path` names a new .png file in an existing folder."""
+    if path.suffix != ".png" or path.exists() or not path.parent.is_dir():
+        what = "the name of a new file in an existing folder, ending in .png"
+        raise ValueError(f"{flag} {path}: give {what}")
+
+
 def write(path: Path, content: bytes) -> None:
     """Puts a file in place whole or not at all. Raises SaveError; the old file survives."""
     temporary = path.with_name(path.name + ".tmp")
@@ -56,7 +67,8 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise SaveError(
             f"cannot save {path} ({error.strerror}): what stood there before is kept"
         ) from None
@@ -89,8 +101,8 @@ def load_checkpoint(path: str | Path) -> dict:
         raise ValueError(
             f"{path} is damaged, or no checkpoint: name the model.pt of a run"
         ) from None
-    keys = {"method", "settings", "model", "epoch", "history"}
-    if not isinstance(checkpoint, dict) or not keys <= set(checkpoint):
+    keys = "method settings model optimizer scheduler epoch history rng".split()
+    if not isinstance(checkpoint, dict) or not set(keys) <= set(checkpoint):
         raise ValueError(f"{path} is no checkpoint of this project: name the model.pt of a run")
     return checkpoint
 
@@ -114,17 +126,31 @@ def checkpoint_to_resume(folder: str, method: str, given: set[str]) -> dict:
 
 
 def stage1_checkpoint(settings: Namespace) -> dict:
-    """The checkpoint --submodels. Raises ValueError where n, depth, data or score are others."""
+    """The checkpoint --submodels. Raises ValueError where it is not the end of a stage 1, or n,
+    depth, data or score are others."""
     path = settings.submodels
     checkpoint = load_checkpoint(path)
-    for name in ("n", "depth", "data_name", "image_shape", "num_classes", "confidence"):
-        theirs, ours = checkpoint["settings"].get(name), getattr(settings, name)
-        if theirs != ours:
-            what = name.replace("_", " ")
-            raise ValueError(f"--submodels {path} has {what} {theirs}, not {ours}: give the same")
-    if any(entry["stage"] != 1 for entry in checkpoint["history"]):
+    theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
+    for name in ("n", "depth", "image_shape", "data_checksum", "confidence"):
+        if theirs.get(name) != getattr(settings, name):
+            name = "data_name" if name == "data_checksum" else name
+            what = f"{name.replace('_', ' ')} {theirs.get(name)}"
+            raise ValueError(f"--submodels {path} has {what}, not {getattr(settings, name)}")
+    if checkpoint["method"] not in ("soe", "soe-stage1"):
+        raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
+    if 2 in stages:
         raise ValueError(f"--submodels {path} has been through stage 2: name a submodels.pt")
+    if len(stages) < theirs["stage_epochs"][1]:
+        raise ValueError(f"--submodels {path} has not finished stage 1: --resume its run first")
     return checkpoint
+
+
+def command(prog: str, *arguments: str) -> str:
+    """`python prog arguments` as one can type it here, with the Python that runs."""
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    words = [str(python), *prog.split(), *arguments]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from argparse import Namespace
 import torch
 
 from data import Data
+from models import CONFIDENCES
 
 OPTIONS = {  # name: (default, type or choices, what it is); None: it depends, as the text says
     "data": ("digits", str, "digits, cifar10, or the path of a FILE.npz"),
@@ -18,7 +19,7 @@ OPTIONS = {  # name: (default, type or choices, what it is); None: it depends, a
     "lambda_": (1.0, float, "lambda, the weight of the confidence loss"),
     "confidence": (
         "ehead",
-        ("ehead", "rectified"),
+        CONFIDENCES,
         "the score: the E head's g alone, or max_k f_k * g as in the authors' code",
     ),
     "weights": (
@@ -106,7 +107,7 @@ def check_seed(seed: int) -> None:
 def fill_in(settings: Namespace, dataset: Data) -> None:
     """Sets what depends on the data or on other settings."""
     settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
-    settings.image_shape = list(dataset.image_shape)
+    settings.image_shape, settings.data_checksum = list(dataset.image_shape), dataset.checksum
     if settings.alpha is None:
         settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03
     if settings.augment is None:
@@ -125,7 +126,7 @@ def pick_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or there[0])
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, ImportError):
         raise ValueError(f"no device {name!r}: this machine has {', '.join(there)}") from None
     return device
 

@@ -44,15 +44,13 @@ def _stages(history: list[dict]) -> int:
     return len({entry["stage"] for entry in history})
 
 
-def answers(
-    names: list[str], headings: list[str], columns: list[tuple[Tensor, list[str]]]
-) -> bytes:
-    """A row for each name; a column for each pair of images [N, C, H, W] in [0, 1] and titles."""
+def answers(names: list[str], columns: dict[str, tuple[Tensor, list[str]]]) -> bytes:
+    """A row for each name, a column {heading: (images [N, C, H, W] in [0, 1], their titles)}."""
     rows = len(names)
     figure, axes = plt.subplots(
         rows, len(columns), figsize=(5.5, 2.6 * rows), squeeze=False, layout="constrained"
     )
-    for column, (heading, (images, titles)) in enumerate(zip(headings, columns)):
+    for column, (heading, (images, titles)) in enumerate(columns.items()):
         for row, (image, title) in enumerate(zip(images.cpu(), titles)):
             axis = axes[row, column]
             axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
