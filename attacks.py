@@ -84,9 +84,8 @@ def pgd(
             x_adv = x_adv.detach()
             if keep_best:
                 worst.update(x_adv, logits.detach())
-            velocity = momentum * velocity + grad / grad.abs().mean((1, 2, 3), True).clamp(
-                min=1e-30
-            )
+            size = grad.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
+            velocity = momentum * velocity + grad / size
             x_adv = x_adv + alpha * velocity.sign()
             x_adv = torch.minimum(torch.maximum(x_adv, lower), upper)
         if keep_best or restarts > 1:
