@@ -2,12 +2,14 @@
 
     python infer.py CHECKPOINT image.png 17 --save answers.png   # what each expert says
     python infer.py CHECKPOINT --eps 0.05                         # the table of accuracies
+    python infer.py CHECKPOINT --eps 0.02 0.05 --attack all       # .. under every attack
 
 Every expert gives a label and a confidence; the most confident expert answers. The table attacks
 the collaboration, and each expert and the vote as well, because an image made against one model is
 only a transferred image for another.
 """
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -21,12 +23,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
-from attacks import pgd
+from attacks import adaptive, auto_pgd, pgd, square
 from models import Collaboration, Ensemble, ResNet, vote
 from support import files, options, pictures
 
 MAX_IMAGES = 1000  # of the test set, in a table
 BATCH_SIZE = 250
+
+ATTACKS = ("pgd", "fgsm", "bim", "mim", "cw", "square", "apgd", "adaptive")
+TRANSFER = ("transfer3", "transfer30")  # images from experiments/transfer_set.py
 
 Classifier = Callable[[Tensor], Tensor]  # images [B, C, H, W] -> logits [B, K]
 Attack = Callable[[Classifier, Tensor, Tensor], Tensor]  # (model, x, y) -> x_adv
@@ -36,10 +41,13 @@ Attack = Callable[[Classifier, Tensor, Tensor], Tensor]  # (model, x, y) -> x_ad
 
 
 def build(settings: dict) -> nn.Module:
-    """An untrained model with settings' n, depth, image_shape, num_classes and confidence."""
+    """An untrained model of settings' method, n, depth, image_shape, num_classes, confidence."""
     channels, *height_width = settings["image_shape"]
     shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
-    return Collaboration([ResNet(*shape) for _ in range(settings["n"])], settings["confidence"])
+    experts = [ResNet(*shape) for _ in range(settings["n"])]
+    if settings["method"] == "plain":
+        return Ensemble(experts)
+    return Collaboration(experts, settings["confidence"])
 
 
 def load_weights(model: nn.Module, checkpoint: dict) -> None:
@@ -85,14 +93,42 @@ def load_data_of(settings: dict, moved_to: str | None) -> data.Data:
 
 def standard_pgd(eps: float, steps: int = 20) -> dict[str, Attack]:
     """PGD as every table here has it: random start, steps of eps / 5, each image's worst point."""
-    attack = partial(pgd, eps=eps, alpha=eps / 5, steps=steps, random_start=True, keep_best=True)
-    return {f"pgd-{steps}": attack}
+    return {f"pgd-{steps}": make_attacks(["pgd"], eps, steps=steps)["pgd"]}
+
+
+def make_attacks(
+    names: list[str], eps: float, steps: int = 20, restarts: int = 1, queries: int = 1000
+) -> dict[str, Attack]:
+    """The attacks of these names, each fn(model, x, y) -> x_adv, each image's worst point.
+
+    Steps are eps / 5 as in the authors' evaluation, and a tenth of eps in MIM. Raises ValueError
+    for an unknown name.
+    """
+    if unknown := [name for name in names if name not in ATTACKS]:
+        known = ", ".join([*ATTACKS, *TRANSFER, "all"])
+        raise ValueError(f"unknown attack {', '.join(unknown)}: known are {known}")
+    pgd_, alpha = partial(pgd, eps=eps, keep_best=True), eps / 5
+    free = {"alpha": alpha, "steps": steps, "random_start": True, "restarts": restarts}
+    attacks = {
+        "fgsm": partial(pgd_, alpha=eps, steps=1),
+        "bim": partial(pgd_, alpha=alpha, steps=steps),
+        "pgd": partial(pgd_, **free),
+        "mim": partial(pgd_, alpha=eps / 10, steps=steps, momentum=0.9),
+        "cw": partial(pgd_, loss="cw", **free),
+        "square": partial(square, eps=eps, n_queries=queries),
+        "apgd": partial(auto_pgd, eps=eps, steps=steps),
+        "adaptive": partial(adaptive, eps=eps, alpha=alpha, steps=steps),
+    }
+    attacks["square"].takes_all_images = True  # it fills its batches itself
+    return {name: attacks[name] for name in names}
 
 
 def in_batches(
     attack: Attack, model: Classifier, x: Tensor, y: Tensor, batch_size: int, name: str
 ) -> Tensor:
     """attack(model, x, y) for x [N, C, H, W]; on a terminal a bar says how far it is."""
+    if getattr(attack, "takes_all_images", False):
+        return attack(model, x, y)
     pairs = list(zip(x.split(batch_size), y.split(batch_size)))
     bar = tqdm(pairs, f"attack on {name}", leave=False, disable=None)
     return torch.cat([attack(model, *pair) for pair in bar])
@@ -160,33 +196,73 @@ def percent(right: Tensor) -> float | None:
     return 100 * right.float().mean().item() if len(right) else None
 
 
-def report(
-    model: nn.Module, x: Tensor, y: Tensor, attacks: dict[str, Attack], batch_size: int = BATCH_SIZE
-) -> dict:
-    """{"table": what `evaluate` returns, "specialisation": {column: see there}}."""
-    model.eval()
+def judge(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacks: dict[str, Attack],
+    batch_size: int,
+    transfer: dict[str, Tensor],
+) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """{row: {column: which images are right, bool [N]}}, and {column: `specialisation`}."""
     me = row_of(model)
-    columns = {"clean": x}
+    columns = {"clean": x[None]}  # {column: variants [V, N, C, H, W], all to be classified right}
     for name, attack in attacks.items():
-        columns[name] = in_batches(attack, model, x, y, batch_size, me)
-    table, division = {}, {}
-    for column, images in columns.items():
-        logits, score = ask_experts(model, images, batch_size)
-        for row, right in right_by_row(model, logits, score, y).items():
-            table.setdefault(row, {})[column] = percent(right)
-        if not isinstance(model, Ensemble):  # in a vote nobody is chosen
+        columns[name] = in_batches(attack, model, x, y, batch_size, me)[None]
+    rights, division = {}, {}
+    for column, variants in (columns | transfer).items():
+        for images in variants:
+            logits, score = ask_experts(model, images, batch_size)
+            for row, right in right_by_row(model, logits, score, y).items():
+                cells = rights.setdefault(row, {})
+                cells[column] = cells[column] & right if column in cells else right
+        if not isinstance(model, Ensemble) and len(variants) == 1:  # in a vote nobody is chosen
             division[column] = specialisation(logits, score, y)
     for name, attack in list(attacks.items())[:1]:
-        rivals = {f"expert {j + 1}": first_output(e) for j, e in enumerate(model.experts)}
+        rivals = {f"expert {j + 1}": Collaboration([e]) for j, e in enumerate(model.experts)}
         rivals["vote"] = Ensemble(model.experts)
         rivals.pop(me, None)
         for row, rival in rivals.items():
-            x_adv = in_batches(attack, rival, x, y, batch_size, row)
+            x_adv = in_batches(attack, rival.eval(), x, y, batch_size, row)
             with torch.no_grad():
                 prediction = torch.cat([rival(part).argmax(1) for part in x_adv.split(batch_size)])
-            table[row]["own"] = percent(prediction == y)
-        table[me]["own"] = table[me][name]
-    return {"table": table, "specialisation": division}
+            rights[row]["own"] = prediction == y
+        rights[me]["own"] = rights[me][name]
+    return rights, division
+
+
+def report(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacks: dict[str, Attack],
+    batch_size: int = BATCH_SIZE,
+    transfer: dict[str, Tensor] | None = None,
+    seeds: tuple[int, ...] = (),
+) -> dict:
+    """{"table": what `evaluate` returns, "deviation": likewise, "specialisation": {column: ..}}.
+
+    `transfer` adds columns of ready-made images [V, N, C, H, W], of which every variant must be
+    right. With `seeds` the attacks are repeated from each of them: the table then has their mean,
+    `deviation` their standard deviation, and `specialisation` is that of the last one.
+    """
+    model.eval()
+    runs = []
+    for seed in seeds or (None,):
+        if seed is not None:
+            torch.manual_seed(seed)
+        rights, division = judge(model, x, y, attacks, batch_size, transfer or {})
+        runs.append(rights)
+    table, deviation = {}, {}
+    for row in runs[0]:
+        cells = {column: torch.stack([run[row][column] for run in runs]) for column in runs[0][row]}
+        percents = {c: 100 * right.float().mean(1) for c, right in cells.items()}  # [seeds]
+        table[row] = {column: values.mean().item() for column, values in percents.items()}
+        if len(runs) > 1:
+            deviation[row] = {column: values.std().item() for column, values in percents.items()}
+        if len(attacks) + len(transfer or {}) > 1 or len(runs) > 1:
+            table[row]["worst"] = percent(torch.cat(list(cells.values())).all(0))
+    return {"table": table, "deviation": deviation, "specialisation": division}
 
 
 def evaluate(
@@ -197,16 +273,24 @@ def evaluate(
     x [N, C, H, W] in [0, 1], y [N], attacks {name: fn(model, x, y) -> x_adv}. Rows: each expert,
     the vote, the collaboration, `oracle` (the expert with the lowest loss answers) and `any` (at
     least one expert is right). Columns: `clean`; each attack, made against `model`, the same
-    images in every row; `own`: each row attacked itself by the first attack. Oracle and any know
-    the label, which no classifier does: they have no `own`.
+    images in every row; `own`: each row attacked itself by the first attack; where there are
+    several attacks, `worst`: right under every one of them. Oracle and any know the label, which no
+    classifier does: they have no `own`.
     """
     return report(model, x, y, attacks, batch_size)["table"]
 
 
-def test_images(dataset: data.Data, device: torch.device) -> tuple[Tensor, Tensor]:
-    """At most 1,000 test images, a fixed random choice: [N, C, H, W] in [0, 1], and labels [N]."""
+def choose_images(dataset: data.Data, count: int = MAX_IMAGES) -> Tensor:
+    """Numbers of at most `count` test images, a fixed random choice: [N]."""
     order = torch.randperm(len(dataset.x_test), generator=torch.Generator().manual_seed(0))
-    chosen = order[:MAX_IMAGES]
+    return order[:count]
+
+
+def test_images(
+    dataset: data.Data, device: torch.device | str, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images [N, C, H, W] in [0, 1] and labels [N]: `chosen`, or at most 1,000 at random."""
+    chosen = choose_images(dataset) if chosen is None else chosen
     return dataset.x_test[chosen].to(device).float() / 255, dataset.y_test[chosen].to(device)
 
 
@@ -216,19 +300,25 @@ def print_report(result: dict, me: str, count: int, eps: float) -> None:
     def line(name: str, cells: list, width: int = 9) -> None:
         print(f"{name:14}" + "".join(f"{cell:>{width}}" for cell in cells))
 
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f}"
+    def number(value: float | None, deviation: float | None = None) -> str:
+        text = "-" if value is None else f"{value:.1f}"
+        return text if deviation is None else f"{text} ±{deviation:.1f}"
 
-    table = result["table"]
+    table, deviation = result["table"], result["deviation"]
     columns = list(table["expert 1"])
-    attack = columns[1]
-    print(
-        f"\nAccuracy (%) on {count} test images, eps {eps:g}. {attack}: images made against the "
-        f"{me},\nthe same in every row. own: each row attacked itself by {attack}."
-    )
-    line("", columns)
+    attacks = [column for column in columns if column not in ("clean", "own", "worst")]
+    print(f"\nAccuracy (%) on {count} test images, eps {eps:g}. Attacks are made against the {me},")
+    print("the same images in every row.", end="")
+    if "own" in columns:
+        print(f" own: each row attacked itself by {attacks[0]}.", end="")
+    if "worst" in columns:
+        print(" worst: right in all columns.", end="")
+    print()
+    width = max([9, *(len(column) + 2 for column in columns)]) + (3 if deviation else 0)
+    line("", columns, width)
     for row, cells in table.items():
-        line(row, [number(cells.get(column)) for column in columns])
+        spread = deviation.get(row, {})
+        line(row, [number(cells.get(c), spread.get(c)) for c in columns], width)
     if not (division := result["specialisation"]):
         return
     print("\nWhere the experts disagree, how often (%) is right:")
@@ -320,23 +410,22 @@ def run(args: Namespace) -> int:
     """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
     device = options.pick_device(args.device)
     model, settings = _load(args.checkpoint, device)
-    eps = settings["eps"] if args.eps is None else args.eps
-    options.check_eps(eps)
-    if args.steps < 1:
-        raise ValueError(f"--steps is {args.steps}: it must be at least 1")
-    seed = settings["seed"] if args.seed is None else args.seed
-    options.check_seed(seed)
-    torch.manual_seed(seed)
+    args.seed = settings["seed"] if args.seed is None else args.seed
+    args.eps = [settings["eps"]] if args.eps is None else args.eps
+    options.check_seed(args.seed)
+    for eps in args.eps:
+        options.check_eps(eps)
+    for name in ("steps", "restarts", "queries", "seeds", "images"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}: it must be at least 1")
+    if not args.wanted:
+        return tabulate(args, model, settings, device)
+    eps = args.eps[0]
     ((name, attack),) = standard_pgd(eps, args.steps).items()
-    if not args.images:
-        if args.save:
-            raise ValueError("--save draws images: name some, such as 0 1 2")
-        x, y = test_images(load_data_of(settings, args.data), device)
-        print_report(report(model, x, y, {name: attack}), row_of(model), len(x), eps)
-        return 0
+    torch.manual_seed(args.seed)
     if args.save:
         files.check_new_png(Path(args.save), "--save")
-    names, images, labels = read_images(args.images, settings, args.data)
+    names, images, labels = read_images(args.wanted, settings, args.data)
     x = torch.stack(images).to(device)
     answers, titles = describe(model, x, names)
     if args.save:
@@ -351,20 +440,85 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def tabulate(args: Namespace, model: nn.Module, settings: dict, device: torch.device) -> int:
+    """The table at each eps, printed, and saved with a picture. Raises ValueError or OSError."""
+    if args.save:
+        raise ValueError("--save draws images: name some, such as 0 1 2")
+    model = part_of(model, args.part)
+    names = args.attack.split(",")
+    if "all" in names:
+        names = [*ATTACKS, *(TRANSFER if args.transfer else ())]
+    make_attacks([name for name in names if name not in TRANSFER], args.eps[0])  # known names?
+    dataset = load_data_of(settings, args.data)
+    count = len(dataset.x_test)
+    if args.images is not None and args.images > count:
+        raise ValueError(f"--images is {args.images}: {dataset.name} has {count} test images")
+    chosen, transfer = choose_images(dataset, args.images or MAX_IMAGES), {}
+    if args.transfer:
+        chosen, transfer = files.load_transfer(args.transfer, dataset, args.eps, args.images)
+        transfer = {name: images.to(device) for name, images in transfer.items() if name in names}
+    elif missing := [name for name in names if name in TRANSFER]:
+        raise ValueError(f"{missing[0]} needs --transfer FILE, from experiments/transfer_set.py")
+    folder = Path(args.checkpoint)
+    folder = folder if folder.is_dir() else folder.parent
+    files.check_writable(folder)
+    x, y = test_images(dataset, device, chosen)
+    results = {}
+    for eps in args.eps:
+        own = [name for name in names if name not in TRANSFER]
+        attacks = make_attacks(own, eps, args.steps, args.restarts, args.queries)
+        seeds = tuple(range(args.seed, args.seed + args.seeds))
+        results[eps] = report(model, x, y, attacks, transfer=transfer, seeds=seeds)
+        print_report(results[eps], row_of(model), len(x), eps)
+    path = files.first_free(folder, "attacks", ".json")
+    content = {
+        "command": vars(args),
+        "model": settings,
+        "versions": options.versions(),
+        "device": options.device_name(device),
+        "images": chosen.tolist(),
+        "eps": results,
+    }
+    files.write(path, json.dumps(content, indent=1).encode())
+    written = [path.name]
+    if len(args.eps) > 1:
+        tables = {eps: result["table"][row_of(model)] for eps, result in results.items()}
+        files.write(path.with_suffix(".png"), pictures.accuracy_by_eps(tables, row_of(model)))
+        written.append(path.with_suffix(".png").name)
+    print(f"\nWrote {folder}: {', '.join(written)}")
+    return 0
+
+
+def part_of(model: nn.Module, part: str | None) -> nn.Module:
+    """The model, its experts' vote, or one expert alone. Raises ValueError for another part."""
+    if part is None:
+        return model
+    if part == "vote":
+        return Ensemble(model.experts)
+    if part.isdecimal() and 1 <= int(part) <= len(model.experts):
+        return Collaboration([model.experts[int(part) - 1]])
+    raise ValueError(f"--part is {part}: it must be vote, or an expert, 1 to {len(model.experts)}")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = options.Parser(__doc__, prog="infer.py")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's model.pt, or its folder")
-    parser.add_argument(
-        "images", nargs="*", metavar="IMAGE", help="an image file, or the number of a test image"
-    )
-    parser.add_argument("--eps", type=float, help="attack radius (default: the checkpoint's)")
-    parser.add_argument("--steps", type=int, default=20, help="steps of PGD (default: 20)")
-    parser.add_argument("--data", help="the data set, where its file has moved")
-    parser.add_argument(
-        "--seed", type=int, help="of the attack's start (default: the checkpoint's)"
-    )
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
-    parser.add_argument("--save", metavar="PNG", help="draw the images, clean and attacked")
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="a run's model.pt, or its folder")
+    add("wanted", nargs="*", metavar="IMAGE", help="an image file, or the number of a test image")
+    add("--save", metavar="PNG", help="draw those images, clean and attacked")
+    add("--eps", type=float, nargs="+", help="attack radius (default: the checkpoint's)")
+    known = ", ".join([*ATTACKS, *TRANSFER, "all"])
+    add("--attack", default="pgd", metavar="NAMES", help=f"of {known}, with commas (default: pgd)")
+    add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
+    add("--images", type=int, help="test images, a fixed choice (default: at most 1000)")
+    add("--steps", type=int, default=20, help="steps of the gradient attacks (default: 20)")
+    add("--restarts", type=int, default=1, help="restarts of pgd and cw (default: 1)")
+    add("--queries", type=int, default=1000, help="queries of square (default: 1000)")
+    add("--seed", type=int, help="of the attacks (default: the checkpoint's)")
+    add("--seeds", type=int, default=1, help="how many seeds from there on (default: 1)")
+    add("--transfer", metavar="FILE", help="images of experiments/transfer_set.py; all use these")
+    add("--data", help="the data set, where its file has moved")
+    add("--device", help="cuda, mps or cpu (default: the first that is there)")
     args = parser.parse_args(argv)
     try:
         return run(args)

@@ -26,7 +26,18 @@ import infer
 import train_collab
 import train_submodel
 import xor_demo
-from attacks import cw_loss, pgd
+from attacks import (
+    adaptive,
+    apgd,
+    apgd_checkpoints,
+    cw_loss,
+    hijack_loss,
+    pgd,
+    reweighing_loss,
+    soft_routing_loss,
+    square,
+    targeted_dlr_loss,
+)
 from models import Collaboration, Ensemble, ResNet, rectified_score, vote
 from support import files, options
 
@@ -248,21 +259,29 @@ def test_pgd_stays_in_the_ball_and_in_the_pixel_range(network, how, random_start
         assert (x_adv != x).any()
 
 
-@pytest.mark.parametrize("how", [{"steps": 20}, {"steps": 1, "alpha": 0.1}, {"restarts": 2}])
-@pytest.mark.parametrize("loss", ["ce", "cw"])
-def test_pgd_reaches_the_exact_corner_on_a_linear_model(how, loss):
+@pytest.fixture
+def linear():
+    """A two-class linear model on 4 x 4 images, images, labels; the worst corners at eps 0.1."""
     torch.manual_seed(0)
     weight = torch.randn(2, 16)
-    x, y = 0.2 + 0.6 * torch.rand(30, 1, 4, 4), torch.randint(2, (30,))
+    x = 0.2 + 0.6 * torch.rand(30, 1, 4, 4)
+    border = (x.flatten(1) @ (weight[1] - weight[0])).median()
+
+    def model(z):  # so flat that CW's kappa is out of reach
+        rise = 0.01 * (z.flatten(1) @ (weight[1] - weight[0]) - border)
+        return torch.stack([torch.zeros_like(rise), rise], 1)
+
+    y = model(x).argmax(1)
     away = (weight[1] - weight[0]).sign() * (1 - 2 * y[:, None])  # raises the other class
-    corner = x + 0.1 * away.view_as(x)
-    how = {"steps": 20, "alpha": 0.02} | how
+    return model, x, y, x + 0.1 * away.view_as(x)
 
-    def linear(z):
-        return z.flatten(1) @ weight.T * 0.01  # so flat that CW's kappa is out of reach
 
-    x_adv = pgd(linear, x, y, eps=0.1, loss=loss, random_start="restarts" in how, **how)
-    torch.testing.assert_close(x_adv, corner)
+@pytest.mark.parametrize("how", [{"steps": 20}, {"steps": 1, "alpha": 0.1}, {"restarts": 2}])
+@pytest.mark.parametrize("loss", ["ce", "cw"])
+def test_pgd_reaches_the_exact_corner_on_a_linear_model(how, loss, linear):
+    model, x, y, corner = linear
+    how = {"steps": 20, "alpha": 0.02, "random_start": "restarts" in how} | how
+    torch.testing.assert_close(pgd(model, x, y, eps=0.1, loss=loss, **how), corner)
 
 
 def test_cw_loss_sees_negative_logits():
@@ -335,7 +354,166 @@ def test_keep_best_never_loses_by_more_steps_or_restarts(network):
         assert (many_loss >= few_loss - 1e-5)[many].all()
 
 
+@pytest.mark.parametrize("name", infer.ATTACKS)
+def test_every_attack_stays_in_the_ball_repeats_by_seed_and_never_helps(name, network):
+    model, x, y = network
+    y = torch.where(torch.rand(len(y)) < 0.7, model.eval()(x).argmax(1), y)
+    attack = infer.make_attacks([name], eps=0.05, steps=4, queries=30)[name]
+    torch.manual_seed(3)
+    x_adv = attack(model, x, y)
+    torch.manual_seed(3)
+    assert torch.equal(attack(model, x, y), x_adv)
+    assert (x_adv >= x - 0.05).all() and (x_adv <= x + 0.05).all()
+    assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
+    right, still = model(x).argmax(1) == y, model(x_adv).argmax(1) == y
+    assert 0 < still.sum() < right.sum() and not (still & ~right).any()
+
+
+@pytest.mark.parametrize("loss", ["ce", "cw"])
+@pytest.mark.parametrize("steps", [10, 40])
+def test_autopgd_reaches_the_exact_corner_on_a_linear_model(loss, steps, linear):
+    model, x, y, corner = linear
+    x_adv = apgd(model, x, y, eps=0.1, steps=steps, loss=loss)
+    fooled = model(corner).argmax(1) != y  # these stop at the first point that fools
+    assert torch.equal(model(x_adv).argmax(1) != y, fooled) and 0 < fooled.sum() < len(y)
+    torch.testing.assert_close(x_adv[~fooled], corner[~fooled])
+
+
+def test_autopgd_halves_its_step_where_it_overshoots():
+    """A narrow peak that steps of 2 eps jump over: only smaller steps come near it."""
+
+    def model(z):
+        rise = 1 - (z - 0.537).abs().flatten(1).mean(1)
+        return torch.stack([torch.zeros_like(rise) + 5, rise], 1)
+
+    x, y = torch.full((20, 1, 4, 4), 0.5), torch.zeros(20, dtype=torch.long)
+    coarse = pgd(model, x, y, eps=0.1, alpha=0.2, steps=50, random_start=True, keep_best=True)
+    fine = apgd(model, x, y, eps=0.1, steps=50)
+    assert (fine - 0.537).abs().mean() < 0.002 < 0.02 < (coarse - 0.537).abs().mean()
+
+
+def test_autopgd_checkpoints_are_those_of_its_paper():
+    assert apgd_checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_targeted_dlr_loss_by_hand():
+    logits = torch.tensor([[5.0, 1.0, 4.0, 2.0]])
+    loss = targeted_dlr_loss(logits, torch.tensor([2]), torch.tensor([3]))
+    assert loss.item() == pytest.approx(-(4 - 2) / (5 - (2 + 1) / 2))
+
+
+def test_square_reaches_the_corner_of_a_linear_model_on_a_4_by_4_image(linear):
+    model, x, y, corner = linear
+    torch.manual_seed(0)
+    x_adv = square(model, x, y, eps=0.1, n_queries=1500)
+    fooled = model(corner).argmax(1) != y
+    assert torch.equal(model(x_adv).argmax(1) != y, fooled) and 0 < fooled.sum() < len(y)
+    torch.testing.assert_close(x_adv[~fooled], corner[~fooled])
+
+
+def test_square_does_no_worse_with_more_queries(network):
+    model, x, y = network
+    y = model.eval()(x).argmax(1)
+    right = []
+    for n_queries in (1, 10, 100, 300):
+        torch.manual_seed(0)
+        x_adv = square(model, x, y, eps=0.04, n_queries=n_queries)
+        right.append(model(x_adv).argmax(1) == y)
+    assert all((more <= fewer).all() for fewer, more in zip(right, right[1:]))
+    assert right[-1].sum() < right[0].sum()
+
+
+def test_square_queries_only_images_that_are_still_right_in_full_batches():
+    sizes = []
+
+    def model(z):  # wrong where the image is bright at all
+        sizes.append(len(z))
+        return torch.stack([0.53 - z.flatten(1).mean(1), z.flatten(1).mean(1) - 0.53], 1)
+
+    x, y = torch.full((25, 1, 8, 8), 0.5), torch.zeros(25, dtype=torch.long)
+    x[:5] = 0.9
+    torch.manual_seed(0)
+    square(model, x, y, eps=0.1, n_queries=60, batch_size=10)
+    assert sizes[:3] == [10, 10, 5] and sizes[3:5] == [10, 10]  # all, then the 20 that are right
+    assert all(size in (10, 20 % 10) or size < 10 for size in sizes) and sum(sizes) < 25 * 61
+
+
+class Routed(nn.Module):
+    """Logits that never change, and a confidence that rises with the brightness times `slope`."""
+
+    def __init__(self, logits, slope):
+        super().__init__()
+        self.logits, self.slope = torch.tensor(logits), slope
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1), self.slope * (x.flatten(1).mean(1) - 0.55)
+
+
+def test_the_adaptive_attack_sees_what_the_argmax_hides():
+    """Expert 1 is always right and answers, expert 2 always wrong: only the E heads can be led."""
+    model = Collaboration([Routed([3.0, 0.0], -1.0), Routed([0.0, 3.0], 1.0)]).eval()
+    logits = model.experts[0].logits
+
+    def with_gradient(x):  # what PGD sees: logits that do not depend on x
+        return model(x) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    x, y = torch.full((6, 1, 8, 8), 0.5), torch.zeros(6, dtype=torch.long)
+    assert torch.equal(model(x), logits.expand(6, -1))
+    blind = pgd(with_gradient, x, y, 0.1, 0.02, 10, keep_best=True)
+    assert (model(blind).argmax(1) == y).all()
+    assert (model(adaptive(with_gradients(model), x, y, 0.1, 0.02, 10)).argmax(1) != y).all()
+
+
+def with_gradients(model):
+    """The same model; its constant logits get a zero gradient, as real ones would have."""
+    original = model.all_experts
+
+    def all_experts(x):
+        logits, score = original(x)
+        return logits + 0 * x.flatten(1).sum(1)[None, :, None], score
+
+    model.all_experts = all_experts
+    return model
+
+
+def test_soft_routing_and_hijack_by_hand():
+    logits = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]])  # [M, B, K]
+    score, y = torch.tensor([[0.3], [0.1]]), torch.tensor([0])
+    p, w = logits.softmax(-1)[:, 0, 0], (score / 0.1).softmax(0)[:, 0]
+    torch.testing.assert_close(
+        soft_routing_loss((logits, score), y, T=0.1), -(w * p).sum().log()[None]
+    )
+    expected = -p[1].log() + score.log_softmax(0)[1]
+    torch.testing.assert_close(hijack_loss((logits, score), y, j=1), expected)
+    margin = torch.tensor([1.0, -2.0])
+    w = (-margin.abs()).softmax(0)
+    torch.testing.assert_close(reweighing_loss((logits, score), y), -(w * p.log()).sum()[None])
+
+
+def test_the_adaptive_attack_takes_any_model_with_all_experts(network):
+    model, x, y = network
+    vote_ = Ensemble(model.experts).eval()
+    y = vote_(x).argmax(1)
+    alone, known = (
+        (vote_(attack).argmax(1) == y).sum()
+        for attack in (
+            pgd(vote_, x, y, 0.05, 0.01, 5, keep_best=True),
+            adaptive(vote_, x, y, 0.05, 0.01, 5),
+        )
+    )
+    assert known <= alone
+
+
 def test_attacks_refuse_what_makes_no_sense(network):
+    model, x, y = network
+    for attack, wrong in (
+        (square, {"n_queries": 0}),
+        (square, {"n_queries": 5, "loss": "mse"}),
+        (apgd, {"steps": 0}),
+        (apgd, {"steps": 5, "loss": "mse"}),
+    ):
+        with pytest.raises(ValueError):
+            attack(model, x, y, 0.1, **wrong)
     for wrong in ({"eps": 0}, {"alpha": -1}, {"steps": 0}, {"restarts": 0}, {"loss": "mse"}):
         with pytest.raises(ValueError):
             pgd(*network, **{"eps": 0.1, "alpha": 0.1, "steps": 1} | wrong)
@@ -421,7 +599,7 @@ def test_a_run_leaves_its_folder_as_the_readme_says(default_run):
 
 def test_a_loaded_model_is_an_ordinary_classifier(default_run):
     model = infer.load(default_run[0] / "model.pt")
-    x, y = infer.test_images(data.load("digits"), torch.device("cpu"))
+    x, y = infer.test_images(data.load("digits"), "cpu")
     assert isinstance(model, nn.Module) and not model.training
     accuracy = 100 * (model(x).argmax(1) == y).float().mean().item()
     assert accuracy == pytest.approx(default_run[1]["table"]["collaboration"]["clean"])
@@ -484,14 +662,14 @@ def same(a, b):
 def whole(tmp_path_factory):
     """A small run that nothing interrupts, with crop and flip, so that random numbers matter."""
     out = tmp_path_factory.mktemp("small") / "whole"
-    assert train_small(out, "--augment") == 0
+    assert train_small(out, "--augment", "--epochs", "8") == 0
     return out
 
 
 @pytest.mark.parametrize("moment", ["between epochs", "inside an epoch", "while writing"])
-@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("epoch", [1, 4, 6])
 def test_a_killed_run_resumes_bit_for_bit(moment, epoch, whole, tmp_path, monkeypatch):
-    """4 epochs, 2 of each stage; killed around the end of epoch 1, 2 (of stage 1) or 3."""
+    """8 epochs, 4 of each stage; killed around the end of epoch 1, 4 (of stage 1) or 6."""
     cut, steps = tmp_path / "cut", []
     write, fsync, step = files.write, os.fsync, torch.optim.SGD.step
 
@@ -521,7 +699,7 @@ def test_a_killed_run_resumes_bit_for_bit(moment, epoch, whole, tmp_path, monkey
         patch.setattr(os, "fsync", killed_fsync)
         patch.setattr(torch.optim.SGD, "step", killed_step)
         with pytest.raises(Killed):
-            train_small(cut, "--augment")
+            train_small(cut, "--augment", "--epochs", "8")
     assert len(history(cut)) == epoch
     assert train_collab.main(["--resume", str(cut), "--device", "cpu"]) == 0
     assert same(weights(cut), weights(whole))

@@ -11,7 +11,6 @@ Its checkpoint, RUN/model.pt, is what `train_collab.py --submodels` goes on from
 
 import json
 import math
-import platform
 import sys
 import time
 from argparse import Namespace
@@ -332,7 +331,7 @@ def finish(model: nn.Module, dataset: data.Data, settings: Namespace, history: l
     infer.print_report(result, infer.row_of(model), len(x), settings.eps)
     metrics = {
         "settings": vars(settings),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": options.versions(),
         "device": options.device_name(device),
         "precision": settings.precision,
         "epochs": history,

@@ -11,9 +11,11 @@ import zipfile
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from data import UNREADABLE, Data
 from support.options import flag
 
 MOVABLE = {"data", "device", "precision"}  # options that may stand beside --resume
@@ -48,6 +50,12 @@ def first_free(folder: Path, name: str, ending: str = "") -> Path:
         number += 1
         path = folder / f"{name}-{number}{ending}"
     return path
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ValueError where no file can be put into `folder`."""
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} cannot be written to: copy the checkpoint to another folder")
 
 
 def check_new_png(path: Path, flag: str) -> None:
@@ -151,6 +159,37 @@ def command(prog: str, *arguments: str) -> str:
     python = python.relative_to(here) if python.is_relative_to(here) else python
     words = [str(python), *prog.split(), *arguments]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def load_transfer(
+    path: str, dataset: Data, eps: list[float], count: int | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A file of experiments/transfer_set.py: numbers of test images [N], and {"transfer3" and
+    "transfer30": [V, N, C, H, W]}, cut to `count` images.
+
+    Raises FileNotFoundError; ValueError where it is damaged, or of other data, shape or eps.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no transfer file {path}: experiments/transfer_set.py makes one")
+    keys = ("images", "labels", "indices", "checksum", "data", "eps", "variants", "in_3")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels, indices, checksum, data_name, made_at, _, in_3 = map(file.get, keys)
+            made_at, indices = float(made_at), torch.from_numpy(indices)
+            images, in_3 = torch.from_numpy(images), torch.from_numpy(in_3)
+            if images.ndim != 5 or len(indices) != images.shape[1] or len(in_3) != len(images):
+                raise ValueError
+    except (*UNREADABLE, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged or no transfer file: make it anew") from None
+    if int(checksum) != dataset.checksum or tuple(images.shape[2:]) != dataset.image_shape:
+        raise ValueError(f"{path} was made for {data_name}, not for {dataset.name}: make another")
+    if any(abs(e - made_at) > 1e-9 for e in eps):
+        raise ValueError(f"{path} was made at eps {made_at:g}: give --eps {made_at:g}")
+    if count is not None and count > len(indices):
+        raise ValueError(f"--images is {count}: {path} has {len(indices)} images")
+    images, indices = images[:, :count], indices[:count]
+    variants = {"transfer3": images[in_3]}
+    return indices, variants | ({"transfer30": images} if len(images) == 30 else {})
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

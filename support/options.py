@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import platform
 from argparse import Namespace
 
 import torch
@@ -139,6 +140,10 @@ def best_precision(device: torch.device) -> str:
     if device.type == "cpu" and any(getattr(torch.cpu, query, bool)() for query in queries):
         return "bfloat16"
     return "float32"
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def device_name(device: torch.device) -> str:

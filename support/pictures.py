@@ -44,6 +44,20 @@ def _stages(history: list[dict]) -> int:
     return len({entry["stage"] for entry in history})
 
 
+def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
+    """{eps: {attack: percent}}: a line for each attack, clean accuracy as a reference."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for column in next(iter(tables.values())):
+        if column != "own":
+            style = "k--" if column == "clean" else "k.-" if column == "worst" else ".-"
+            axis.plot(
+                list(tables), [table[column] for table in tables.values()], style, label=column
+            )
+    axis.set(xlabel="eps", ylabel=f"accuracy of the {of} (%)", ylim=(0, 100))
+    axis.legend(fontsize=8)
+    return as_png(figure)
+
+
 def answers(names: list[str], columns: dict[str, tuple[Tensor, list[str]]]) -> bytes:
     """A row for each name, a column {heading: (images [N, C, H, W] in [0, 1], their titles)}."""
     rows = len(names)
