@@ -243,7 +243,7 @@ def auto_pgd(
 
 # ------------------------------------------------------------------------------------- Square
 
-HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000)  # queries
+HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, of 10,000
 
 
 @torch.no_grad()
@@ -255,16 +255,19 @@ def square(
     n_queries: int,
     loss: str = "margin",
     p: float = 0.8,
+    rescale: bool = False,
     batch_size: int = 250,
 ) -> Tensor:
     """Square Attack, Andriushchenko et al. 2020, l-infinity: black box, needs no gradient.
 
     Starts with vertical stripes of +-eps. Each query then sets a random square, p of the image's
-    area, to x +- eps with one random sign a channel, and keeps it where the loss rises; p is halved
-    after 10, 50, 200, .. queries. `loss` is "margin" or "ce". Only images that are still right are
-    queried, gathered into full batches. x [N, C, H, W], y [N] -> x_adv, where nothing fooled the
-    model the point of highest loss. Random numbers come from torch's global generator.
-    Raises ValueError for eps not positive, n_queries below 1, an unknown loss.
+    area, to x +- eps with one random sign a channel, and keeps it where the loss rises. p is halved
+    after 10, 50, 200, .. queries, as in the SoE authors' code; with `rescale` after the same
+    fractions of n_queries as these are of 10,000, as in Square's own. `loss` is "margin" or "ce".
+    Only images that are still right are queried, gathered into full batches.
+
+    x [N, C, H, W], y [N] -> x_adv, the last point kept. Random numbers come from torch's global
+    generator. Raises ValueError for eps not positive, n_queries below 1, an unknown loss.
     """
     _check(eps=eps, n_queries=n_queries)
     if loss not in ("margin", "ce"):
@@ -291,7 +294,8 @@ def square(
         if query == 0:
             new = project(x + signs(len(x), C, 1, W))[active]  # vertical stripes
         else:
-            area = p / 2 ** sum(query > after for after in HALVED_AFTER)
+            now = query * 10_000 / n_queries if rescale else query
+            area = p / 2 ** sum(now > after for after in HALVED_AFTER)
             side = min(max(round((area * H * W) ** 0.5), 1), H, W)
             top = torch.randint(0, H - side + 1, (n, 1, 1, 1), device=x.device)
             left = torch.randint(0, W - side + 1, (n, 1, 1, 1), device=x.device)

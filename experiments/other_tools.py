@@ -1,0 +1,131 @@
+"""Our attacks beside Foolbox's and ART's, on the same model and images.
+
+    python -m pip install foolbox adversarial-robustness-toolbox
+    python -m experiments.other_tools CHECKPOINT --eps 0.1
+
+Prints the accuracy that each leaves, and the time. With --speed it times Square instead: 200 random
+images of 3 x 32 x 32, 500 queries, three untrained ResNet20s whose own answers are the labels.
+"""
+
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import data
+import infer
+from attacks import apgd, pgd, square
+from models import Collaboration, ResNet
+from support import options
+
+
+def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+    """Foolbox's LinfPGD, random start, steps of eps / 5."""
+    import foolbox
+
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=1 / 5, steps=steps)
+    wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
+    _, x_adv, _ = attack(wrapped, x, y, epsilons=eps)
+    return x_adv
+
+
+def art_classifier(model: nn.Module, x: Tensor, num_classes: int):
+    """The model as ART sees one."""
+    from art.estimators.classification import PyTorchClassifier
+
+    return PyTorchClassifier(
+        model.eval(),
+        nn.CrossEntropyLoss(),
+        input_shape=tuple(x.shape[1:]),
+        nb_classes=num_classes,
+        clip_values=(0.0, 1.0),
+        device_type="cpu" if x.device.type == "cpu" else "gpu",
+    )
+
+
+def art_attack(classifier, name: str, x: Tensor, y: Tensor, eps: float, **how) -> Tensor:
+    """ART's attack of this name: x [N, C, H, W] -> x_adv."""
+    from art.attacks import evasion
+
+    if name == "AutoProjectedGradientDescent":
+        how = {"eps_step": 2 * eps, "loss_type": "cross_entropy", "nb_random_init": 1} | how
+    else:
+        how = {"nb_restarts": 1} | how
+    attack = getattr(evasion, name)(classifier, eps=eps, norm=np.inf, verbose=False, **how)
+    return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x.device)
+
+
+def compare(model: nn.Module, x: Tensor, y: Tensor, rows: dict, num_classes: int) -> None:
+    """Prints accuracy under each of rows' attacks, {name: fn(classifier) -> x_adv}, and seconds."""
+    classifier = art_classifier(model, x, num_classes)
+    for name, attack in rows.items():
+        torch.manual_seed(0)
+        np.random.seed(0)
+        start = time.perf_counter()
+        x_adv = attack(classifier)
+        seconds = time.perf_counter() - start
+        with torch.no_grad():
+            right = torch.cat([model(part).argmax(1) for part in x_adv.split(250)]) == y
+        farthest = (x_adv - x).abs().max().item()
+        print(
+            f"{name:34} {infer.percent(right):6.1f} % right  {seconds:7.1f} s  "
+            f"{len(x) / seconds:7.2f} images/s  farthest {farthest:.4f}",
+            flush=True,
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = options.Parser(__doc__, prog="-m experiments.other_tools")
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
+    parser.add_argument("--eps", type=float, default=0.1, help="default: 0.1")
+    parser.add_argument("--queries", type=int, default=500, help="of Square (default: 500)")
+    parser.add_argument("--speed", action="store_true", help="time Square at 32 x 32")
+    args = parser.parse_args(argv)
+    try:
+        import art  # noqa: F401
+        import foolbox  # noqa: F401
+
+        options.check_eps(args.eps)
+        if args.speed == (args.checkpoint is not None):
+            raise ValueError("give a CHECKPOINT, or --speed")
+        if args.checkpoint:
+            model = infer.load(args.checkpoint)
+            x, y = infer.test_images(data.load("digits"), "cpu")
+    except ImportError as error:
+        parser.error(f"{error}: pip install foolbox adversarial-robustness-toolbox")
+    except (ValueError, OSError) as error:
+        parser.error(error)
+    eps, alpha, queries = args.eps, args.eps / 5, args.queries
+    squares = {  # ART rescales the schedule of square sizes
+        "Square, ours": lambda _: square(model, x, y, eps, queries, rescale=True, batch_size=200),
+        "Square, ours, not rescaled": lambda _: square(model, x, y, eps, queries, batch_size=200),
+        "Square, ART": lambda classifier: art_attack(
+            classifier, "SquareAttack", x, y, eps, max_iter=queries, batch_size=200
+        ),
+    }
+    if args.speed:
+        torch.manual_seed(0)
+        model = Collaboration([ResNet(20) for _ in range(3)]).eval()
+        x = torch.rand(200, 3, 32, 32)
+        y = model(x).argmax(1)
+        compare(model, x, y, squares, 10)
+        return 0
+    how = {"max_iter": 100, "batch_size": 250}
+    rows = {
+        "PGD-20, ours": lambda _: pgd(
+            model, x, y, eps, alpha, 20, random_start=True, keep_best=True
+        ),
+        "LinfPGD-20, Foolbox": lambda _: foolbox_pgd(model, x, y, eps, 20),
+        "AutoPGD-100, cross-entropy, ours": lambda _: apgd(model, x, y, eps, 100),
+        "AutoPGD-100, cross-entropy, ART": lambda classifier: art_attack(
+            classifier, "AutoProjectedGradientDescent", x, y, eps, **how
+        ),
+    }
+    compare(model, x, y, rows | squares, 10)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
