@@ -97,7 +97,12 @@ def standard_pgd(eps: float, steps: int = 20) -> dict[str, Attack]:
 
 
 def make_attacks(
-    names: list[str], eps: float, steps: int = 20, restarts: int = 1, queries: int = 1000
+    names: list[str],
+    eps: float,
+    steps: int = 20,
+    restarts: int = 1,
+    queries: int = 1000,
+    rescale: bool = False,
 ) -> dict[str, Attack]:
     """The attacks of these names, each fn(model, x, y) -> x_adv, each image's worst point.
 
@@ -115,7 +120,7 @@ def make_attacks(
         "pgd": partial(pgd_, **free),
         "mim": partial(pgd_, alpha=eps / 10, steps=steps, momentum=0.9),
         "cw": partial(pgd_, loss="cw", **free),
-        "square": partial(square, eps=eps, n_queries=queries),
+        "square": partial(square, eps=eps, n_queries=queries, rescale=rescale),
         "apgd": partial(auto_pgd, eps=eps, steps=steps),
         "adaptive": partial(adaptive, eps=eps, alpha=alpha, steps=steps),
     }
@@ -466,7 +471,7 @@ def tabulate(args: Namespace, model: nn.Module, settings: dict, device: torch.de
     results = {}
     for eps in args.eps:
         own = [name for name in names if name not in TRANSFER]
-        attacks = make_attacks(own, eps, args.steps, args.restarts, args.queries)
+        attacks = make_attacks(own, eps, args.steps, args.restarts, args.queries, args.rescale)
         seeds = tuple(range(args.seed, args.seed + args.seeds))
         results[eps] = report(model, x, y, attacks, transfer=transfer, seeds=seeds)
         print_report(results[eps], row_of(model), len(x), eps)
@@ -514,6 +519,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--steps", type=int, default=20, help="steps of the gradient attacks (default: 20)")
     add("--restarts", type=int, default=1, help="restarts of pgd and cw (default: 1)")
     add("--queries", type=int, default=1000, help="queries of square (default: 1000)")
+    add("--rescale", action="store_true", help="square: its sizes shrink faster; see attacks.py")
     add("--seed", type=int, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=int, default=1, help="how many seeds from there on (default: 1)")
     add("--transfer", metavar="FILE", help="images of experiments/transfer_set.py; all use these")

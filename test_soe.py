@@ -1094,6 +1094,73 @@ def test_infer_tabulates_at_another_eps(default_run, capsys):
     assert float(row[2]) == float(row[3]) < table["pgd-20"] - 10
 
 
+@pytest.fixture
+def small_run(whole, tmp_path):
+    """A copy of the small run, to write beside."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def test_infer_runs_every_attack_at_every_eps_and_saves_all(small_run, capsys):
+    argv = "--attack all --eps 0.05 0.2 --images 50 --steps 3 --queries 9 --seeds 2".split()
+    for name in ("attacks", "attacks-2"):
+        assert infer.main([str(small_run), *argv]) == 0
+        saved = json.loads((small_run / f"{name}.json").read_text())
+        assert Image.open(small_run / f"{name}.png").width > 400
+    assert saved["command"]["queries"] == 9 and len(saved["images"]) == 50
+    assert capsys.readouterr().out.count("±") > 50
+    for result in saved["eps"].values():
+        assert set(result["table"]["vote"]) == {"clean", "own", "worst", *infer.ATTACKS}
+        for row, cells in result["table"].items():
+            assert cells["worst"] <= min(cells.values())
+            assert result["deviation"][row]["clean"] == 0
+        assert result["deviation"]["collaboration"]["pgd"] >= 0
+
+
+def test_worst_counts_an_image_only_if_it_is_right_under_every_attack():
+    model = Collaboration([Routed([0.0, 0.0], 1.0)]).eval()
+    model.experts[0].forward = lambda x: (  # right at 0.5 alone
+        torch.stack([0.05 - (x.flatten(1).mean(1) - 0.5).abs(), torch.zeros(len(x))], 1),
+        torch.zeros(len(x)),
+    )
+    x, y = torch.full((4, 1, 8, 8), 0.5), torch.zeros(4, dtype=torch.long)
+    up, down = x.clone(), x.clone()
+    up[:2] += 0.1
+    down[1:3] -= 0.1
+    attacks = {"up": lambda *_: up, "down": lambda *_: down}
+    cells = infer.evaluate(model, x, y, attacks)["collaboration"]
+    assert cells == {"clean": 100, "up": 50, "down": 50, "own": 50, "worst": 25}
+
+
+def test_infer_attacks_a_part_of_the_model(small_run, capsys):
+    for part, row in (("vote", "vote"), ("2", "collaboration")):
+        assert infer.main([str(small_run), "--part", part, "--steps", "2"]) == 0
+        assert f"made against the {row}" in capsys.readouterr().out
+    table = json.loads((small_run / "attacks-2.json").read_text())["eps"]["0.1"]["table"]
+    whole = infer.evaluate(
+        infer.load(small_run), *infer.test_images(data.load("digits"), "cpu"), {}
+    )
+    assert table["expert 1"]["clean"] == whole["expert 2"]["clean"] != whole["expert 1"]["clean"]
+    assert table["expert 1"]["pgd"] == table["collaboration"]["pgd"]
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("--attack pgd,magic", "unknown attack magic: known are pgd, fgsm"),
+        ("--images 361", "has 360 test images"),
+        ("--eps 0.1 2", "(0, 1]"),
+        ("--queries 0", "at least 1"),
+        ("--seeds 0", "at least 1"),
+        ("--restarts 0", "at least 1"),
+        ("--part 3", "an expert, 1 to 2"),
+    ],
+)
+def test_infer_refuses_attacks_that_make_no_sense(argv, message, whole, capsys):
+    with pytest.raises(SystemExit) as stop:
+        infer.main([str(whole), *argv.split()])
+    assert stop.value.code == 2 and message in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
