@@ -10,6 +10,7 @@ only a transferred image for another.
 """
 
 import json
+import statistics
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -198,7 +199,7 @@ def specialisation(logits: Tensor, score: Tensor, y: Tensor) -> dict:
 
 
 def percent(right: Tensor) -> float | None:
-    return 100 * right.float().mean().item() if len(right) else None
+    return 100 * int(right.sum()) / len(right) if len(right) else None
 
 
 def judge(
@@ -260,13 +261,13 @@ def report(
         runs.append(rights)
     table, deviation = {}, {}
     for row in runs[0]:
-        cells = {column: torch.stack([run[row][column] for run in runs]) for column in runs[0][row]}
-        percents = {c: 100 * right.float().mean(1) for c, right in cells.items()}  # [seeds]
-        table[row] = {column: values.mean().item() for column, values in percents.items()}
+        cells = {column: [run[row][column] for run in runs] for column in runs[0][row]}
+        percents = {column: list(map(percent, rights)) for column, rights in cells.items()}
+        table[row] = {column: statistics.mean(values) for column, values in percents.items()}
         if len(runs) > 1:
-            deviation[row] = {column: values.std().item() for column, values in percents.items()}
+            deviation[row] = {c: statistics.stdev(values) for c, values in percents.items()}
         if len(attacks) + len(transfer or {}) > 1 or len(runs) > 1:
-            table[row]["worst"] = percent(torch.cat(list(cells.values())).all(0))
+            table[row]["worst"] = percent(torch.stack(sum(cells.values(), [])).all(0))
     return {"table": table, "deviation": deviation, "specialisation": division}
 
 
