@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 
 def cw_loss(logits: Tensor, y: Tensor, kappa: float = 0.1) -> Tensor:
@@ -286,7 +287,7 @@ def square(
     (_, C, H, W), x_adv = x.shape, x.clone()
     highest, fooled = ask(x, y)
     project = _ball(x, eps)
-    for query in range(n_queries):
+    for query in tqdm(range(n_queries), "queries", leave=False, disable=None):
         active = (~fooled).nonzero().squeeze(1)  # [n]
         if len(active) == 0:
             break
