@@ -510,7 +510,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = options.Parser(__doc__, prog="infer.py")
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a run's model.pt, or its folder")
-    add("wanted", nargs="*", metavar="IMAGE", help="an image file, or the number of a test image")
+    add(
+        "wanted",
+        nargs="*",
+        default=[],
+        metavar="IMAGE",
+        help="an image file, or the number of a test image",
+    )
     add("--save", metavar="PNG", help="draw those images, clean and attacked")
     add("--eps", type=float, nargs="+", help="attack radius (default: the checkpoint's)")
     known = ", ".join([*ATTACKS, *TRANSFER, "all"])
