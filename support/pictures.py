@@ -49,9 +49,11 @@ def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for column in next(iter(tables.values())):
         if column != "own":
-            style = "k--" if column == "clean" else "k.-" if column == "worst" else ".-"
+            values = [table[column] for table in tables.values()]
+            style = {"clean": "k--", "worst": "k:"}.get(column, ".-")
+            width = 4 if column == "worst" else 1.5  # wide, below the attack that it is the same as
             axis.plot(
-                list(tables), [table[column] for table in tables.values()], style, label=column
+                list(tables), values, style, linewidth=width, label=column, zorder=3 - width / 4
             )
     axis.set(xlabel="eps", ylabel=f"accuracy of the {of} (%)", ylim=(0, 100))
     axis.legend(fontsize=8)
