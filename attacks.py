@@ -35,6 +35,11 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
+def expert_losses(logits: Tensor, y: Tensor) -> Tensor:
+    """l_j = -ln p_y^j: logits [M, B, K], y [B] -> [M, B]."""
+    return F.cross_entropy(logits.transpose(1, 2), y.expand(len(logits), -1), reduction="none")
+
+
 LOSSES = {"ce": cross_entropy, "cw": cw_loss}
 Loss = Callable[[Any, Tensor], Tensor]  # what the model returns, y [B] -> [B], to be raised
 
@@ -326,13 +331,13 @@ def soft_routing_loss(output: tuple[Tensor, Tensor], y: Tensor, T: float) -> Ten
     Algorithm 1's argmax hides the E heads from a gradient; a softmax shows them.
     """
     logits, score = output
-    return -torch.logsumexp(F.log_softmax(score / T, 0) - _expert_losses(logits, y), 0)
+    return -torch.logsumexp(F.log_softmax(score / T, 0) - expert_losses(logits, y), 0)
 
 
 def hijack_loss(output: tuple[Tensor, Tensor], y: Tensor, j: int) -> Tensor:
     """l_j + ln softmax_j(score): expert j is to be wrong and to answer, [B]."""
     logits, score = output
-    return _expert_losses(logits, y)[j] + F.log_softmax(score, 0)[j]
+    return expert_losses(logits, y)[j] + F.log_softmax(score, 0)[j]
 
 
 def reweighing_loss(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
@@ -343,12 +348,7 @@ def reweighing_loss(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
     """
     logits, _ = output
     margin = torch.stack([cw_loss(of_expert, y, kappa=torch.inf) for of_expert in logits])  # [M, B]
-    return (torch.softmax(-margin.abs().detach(), 0) * _expert_losses(logits, y)).sum(0)
-
-
-def _expert_losses(logits: Tensor, y: Tensor) -> Tensor:
-    """-ln p_y^j: [M, B, K], [B] -> [M, B]."""
-    return torch.stack([cross_entropy(of_expert, y) for of_expert in logits])
+    return (torch.softmax(-margin.abs().detach(), 0) * expert_losses(logits, y)).sum(0)
 
 
 def adaptive(model: Any, x: Tensor, y: Tensor, eps: float, alpha: float, steps: int) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
-from attacks import adaptive, auto_pgd, pgd, square
+from attacks import adaptive, auto_pgd, expert_losses, pgd, square
 from models import Collaboration, Ensemble, ResNet, vote
 from support import files, options, pictures
 
@@ -150,11 +150,6 @@ def ask_experts(model: nn.Module, x: Tensor, batch_size: int = BATCH_SIZE) -> tu
 def first_output(expert: nn.Module) -> Classifier:
     """The expert as a classifier: its logits without the confidence."""
     return lambda x: expert(x)[0]
-
-
-def expert_losses(logits: Tensor, y: Tensor) -> Tensor:
-    """l_j = -ln p_y^j: logits [M, B, K], y [B] -> [M, B]."""
-    return F.cross_entropy(logits.transpose(1, 2), y.expand(len(logits), -1), reduction="none")
 
 
 def right_by_row(model: nn.Module, logits: Tensor, score: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import infer
-from attacks import pgd
+from attacks import expert_losses, pgd
 from models import rectified_score
 from support import options
 from train_submodel import confidence_loss, run, sample_loss, stage1_loss
@@ -30,7 +30,7 @@ def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: N
     x [B, C, H, W], y [B] -> [B].
     """
     logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
-    losses = infer.expert_losses(logits, y)  # [M, B]
+    losses = expert_losses(logits, y)  # [M, B]
     rectified = score if model.confidence == "rectified" else rectified_score(logits, score)
     weights = torch.softmax(rectified.sigmoid().detach(), 0)  # [M, B]
     p_y = torch.exp(-losses)

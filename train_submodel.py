@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import data
 import infer
-from attacks import pgd
+from attacks import expert_losses, pgd
 from support import files, options, pictures
 
 # ------------------------------------------------------------------------ the method: stage 1
@@ -56,7 +56,7 @@ def confidence_loss(score: Tensor, p_y: Tensor) -> Tensor:
 def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """l^_m + lambda * mean_j BCE_j of each image: x [B, C, H, W], y [B] -> [B]."""
     logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
-    losses = infer.expert_losses(logits, y)  # [M, B]
+    losses = expert_losses(logits, y)  # [M, B]
     p_y = torch.exp(-losses)
     return best_expert_loss(losses, settings.sigma) + settings.lambda_ * confidence_loss(score, p_y)
 
@@ -205,7 +205,7 @@ def shares(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
     x, y = x_train[chosen].float() / 255, y_train[chosen]
     model.eval()
     logits, score = infer.ask_experts(model, x)
-    best = infer.expert_losses(logits, y).argmin(0)
+    best = expert_losses(logits, y).argmin(0)
     experts = range(len(logits))
     return {
         "accuracy": infer.percent(model.combine(logits, score).argmax(-1) == y),

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import data
 import infer
-from attacks import pgd
+from attacks import expert_losses, pgd
 from models import Block, Ensemble
 from support import files, options
 from train_submodel import train
@@ -106,7 +106,7 @@ def clean_loss(model: Ensemble) -> Callable[[Tensor, Tensor], Tensor]:
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         model.train()
-        return infer.expert_losses(model.all_experts(x)[0], y).mean(1).sum()
+        return expert_losses(model.all_experts(x)[0], y).mean(1).sum()
 
     return loss
 
