@@ -16,7 +16,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-import infer
 from attacks import expert_losses, pgd
 from models import rectified_score
 from support import options
