@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import data
 from attacks import adaptive, auto_pgd, expert_losses, pgd, square
-from models import Collaboration, Ensemble, ResNet, vote
+from models import Collaboration, Ensemble, Mixture, ResNet, vote
 from support import files, options, pictures
 
 MAX_IMAGES = 1000  # of the test set, in a table
@@ -42,13 +42,21 @@ Attack = Callable[[Classifier, Tensor, Tensor], Tensor]  # (model, x, y) -> x_ad
 
 
 def build(settings: dict) -> nn.Module:
-    """An untrained model of settings' method, n, depth, image_shape, num_classes, confidence."""
+    """An untrained model of settings' method, n, depth, image_shape, num_classes; SoE's confidence
+    and GAL's slope. Raises ValueError for an unknown method."""
     channels, *height_width = settings["image_shape"]
     shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
-    experts = [ResNet(*shape) for _ in range(settings["n"])]
-    if settings["method"] == "plain":
-        return Ensemble(experts)
-    return Collaboration(experts, settings["confidence"])
+    slope = settings.get("slope", 0.0)
+    experts = [ResNet(*shape, slope=slope) for _ in range(settings["n"])]
+    match settings["method"]:
+        case "soe" | "soe-stage1":
+            return Collaboration(experts, settings["confidence"])
+        case "plain" | "adp" | "gal" | "dverge":
+            return Ensemble(experts)
+        case "more":
+            features = sum(expert.p_head.in_features for expert in experts)
+            return Mixture(experts, nn.Linear(features, len(experts)))
+    raise ValueError(f"unknown method {settings['method']!r}")
 
 
 def load_weights(model: nn.Module, checkpoint: dict) -> None:
@@ -165,7 +173,8 @@ def right_by_row(model: nn.Module, logits: Tensor, score: Tensor, y: Tensor) -> 
 
 
 def row_of(model: nn.Module) -> str:
-    return "vote" if isinstance(model, Ensemble) else "collaboration"
+    """The row of the table that is `model` itself."""
+    return {Ensemble: "vote", Mixture: "mixture"}.get(type(model), "collaboration")
 
 
 def specialisation(logits: Tensor, score: Tensor, y: Tensor) -> dict:
@@ -308,8 +317,11 @@ def print_report(result: dict, me: str, count: int, eps: float) -> None:
     table, deviation = result["table"], result["deviation"]
     columns = list(table["expert 1"])
     attacks = [column for column in columns if column not in ("clean", "own", "worst")]
-    print(f"\nAccuracy (%) on {count} test images, eps {eps:g}. Attacks are made against the {me},")
-    print("the same images in every row.", end="")
+    if attacks:
+        print(f"\nAccuracy (%) on {count} test images, eps {eps:g}. ", end="")
+        print(f"Attacks are made against the {me},\nthe same images in every row.", end="")
+    else:
+        print(f"\nAccuracy (%) on {count} test images, clean.", end="")
     if "own" in columns:
         print(f" own: each row attacked itself by {attacks[0]}.", end="")
     if "worst" in columns:
@@ -323,7 +335,8 @@ def print_report(result: dict, me: str, count: int, eps: float) -> None:
     if not (division := result["specialisation"]):
         return
     print("\nWhere the experts disagree, how often (%) is right:")
-    line("", ["images", "the chosen expert", "the best fixed one", "any expert"], 20)
+    choice = "the heaviest expert" if me == "mixture" else "the chosen expert"
+    line("", ["images", choice, "the best fixed one", "any expert"], 20)
     for column, parts in division.items():
         images, *shares = parts["disagree"].values()
         line(column, [images, *map(number, shares)], 20)
@@ -331,7 +344,8 @@ def print_report(result: dict, me: str, count: int, eps: float) -> None:
     if len(answers[0]) > 12:
         print(f"\nWhat each expert answers of each of the {len(answers[0])} classes: metrics.json")
         return
-    print("\nShare (%) of each class, clean, that each expert answers / would have right:")
+    does = "is the heaviest in" if me == "mixture" else "answers"
+    print(f"\nShare (%) of each class, clean, that each expert {does} / would have right:")
     line("", list(range(len(answers[0]))), 8)
     for j, pairs in enumerate(map(zip, answers, accuracy)):
         line(f"expert {j + 1}", [f"{share:.0f}/{right:.0f}" for share, right in pairs], 8)
@@ -393,17 +407,23 @@ def read_file(path: str, image_shape: list[int]) -> Tensor:
 def describe(model: nn.Module, x: Tensor, names: list[str]) -> tuple[list[int], list[str]]:
     """Prints what every expert says of x [N, C, H, W]; returns the answers, and as titles."""
     logits, score = ask_experts(model, x)
-    predictions, confidence = logits.argmax(-1), score.sigmoid()  # [M, N]
-    answers, titles = [], []
+    predictions, answers = logits.argmax(-1), model.combine(logits, score).argmax(-1).tolist()
+    what = {"collaboration": "confidence", "mixture": "weight"}.get(row_of(model))
+    share = torch.softmax(score, 0) if what == "weight" else score.sigmoid()  # [M, N]
+    titles = []
     for i, name in enumerate(names):
         print(name)
         chosen = int(score[:, i].argmax())
         for j in range(len(logits)):
-            note = "  <- answers" if j == chosen else ""
-            print(f"  expert {j + 1}: {predictions[j, i]}, confidence {confidence[j, i]:.3f}{note}")
-        answers.append(int(predictions[chosen, i]))
-        g = confidence[chosen, i]
-        titles.append(f"{answers[i]} by expert {chosen + 1}, confidence {g:.2f}")
+            says = f", {what} {share[j, i]:.3f}" if what else ""
+            note = "  <- answers" if what == "confidence" and j == chosen else ""
+            print(f"  expert {j + 1}: {predictions[j, i]}{says}{note}")
+        if what == "confidence":
+            by = f"expert {chosen + 1}, confidence {share[chosen, i]:.2f}"
+        else:
+            by = f"the {row_of(model)}"
+            print(f"  {row_of(model)}: {answers[i]}")
+        titles.append(f"{answers[i]} by {by}")
     return answers, titles
 
 
@@ -412,9 +432,12 @@ def run(args: Namespace) -> int:
     device = options.pick_device(args.device)
     model, settings = _load(args.checkpoint, device)
     args.seed = settings["seed"] if args.seed is None else args.seed
+    attacks_are_made = args.save or not args.wanted
+    if args.eps is None and settings["eps"] == 0 and attacks_are_made:
+        raise ValueError("the checkpoint was trained without attacks: give --eps")
     args.eps = [settings["eps"]] if args.eps is None else args.eps
     options.check_seed(args.seed)
-    for eps in args.eps:
+    for eps in args.eps if attacks_are_made else ():
         options.check_eps(eps)
     for name in ("steps", "restarts", "queries", "seeds", "images"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

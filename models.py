@@ -3,7 +3,8 @@
 Every expert j has one backbone and two heads on the same features: the P head gives the label
 probabilities f_j(x), the E head a confidence g_j(x) in (0, 1). `Collaboration` is the paper's
 Algorithm 1: the expert with the highest confidence answers. `Ensemble` is the vote it is compared
-with. All of them map images in [0, 1] to logits, so whatever attacks a classifier attacks them.
+with, `Mixture` weighs the experts by a gate. All of them map images in [0, 1] to logits, so
+whatever attacks a classifier attacks them.
 
     model = Collaboration([ResNet(depth=20) for _ in range(3)])
     logits = model(x)  # x [B, C, H, W] in [0, 1] -> [B, K]
@@ -18,15 +19,20 @@ from torch import Tensor, nn
 CONFIDENCES = ("ehead", "rectified")
 
 
+def relu(slope: float) -> nn.Module:
+    """Not in place: hooks read what comes in. A slope below zero keeps GAL's gradients alive."""
+    return nn.LeakyReLU(slope) if slope else nn.ReLU()
+
+
 class Block(nn.Module):
     """relu(residual(x) + shortcut(x)), He et al. 2016; halves the sides where stride is 2."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int):
+    def __init__(self, in_channels: int, channels: int, stride: int, slope: float = 0.0):
         super().__init__()
         self.residual = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.ReLU(),
+            relu(slope),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         )
@@ -35,7 +41,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
-        self.relu = nn.ReLU()  # not in place: hooks read what comes in
+        self.relu = relu(slope)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.residual(x) + self.shortcut(x))
@@ -45,8 +51,8 @@ class ResNet(nn.Module):
     """One expert: ResNet of depth 6n + 2 (Table 4: 2, 8, 14, 20) with a P head and an E head.
 
     `image_size` is the side of square images, or (height, width). Depth 2 has no block: one
-    convolution, then averages over 8 x 8 pixels (more, where a side is no multiple of 8). Raises
-    ValueError for another depth.
+    convolution, then averages over 8 x 8 pixels (more, where a side is no multiple of 8). `slope`
+    is that of the ReLU below zero. Raises ValueError for another depth.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         num_classes: int = 10,
         image_size: int | tuple[int, int] = 32,
+        slope: float = 0.0,
     ):
         super().__init__()
         if depth < 2 or (depth - 2) % 6:
@@ -64,14 +71,14 @@ class ResNet(nn.Module):
         layers = [
             nn.Conv2d(in_channels, 16, 3, padding=1, bias=False),
             nn.BatchNorm2d(16),
-            nn.ReLU(),
+            relu(slope),
         ]
         width = 16
         if depth > 2:
             for channels in (16, 32, 64):
                 for block in range((depth - 2) // 6):
                     stride = 2 if channels > 16 and block == 0 else 1
-                    layers.append(Block(width, channels, stride))
+                    layers.append(Block(width, channels, stride, slope))
                     width = channels
         self.backbone = nn.Sequential(*layers)
         height_width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -88,12 +95,15 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] in [0, 1] -> (logits [B, K], confidence logit [B]), both float32."""
-        maps = self.backbone((x - 0.5) / 0.25)
+        features = self.features(x)
         # Heads in float32: confidences rounded to bfloat16 would tie, and argmax prefers expert 0.
         with torch.autocast(x.device.type, enabled=False):
-            features = self.pool(maps.float()).flatten(1)
             e = self.e_head(features)
             return self.p_head(features), e[:, 1] - e[:, 0]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What both heads see: [B, C, H, W] -> [B, F], float32."""
+        return self.pool(self.backbone((x - 0.5) / 0.25).float()).flatten(1)
 
 
 def rectified_score(logits: Tensor, confidence: Tensor, y: Tensor | None = None) -> Tensor:
@@ -176,6 +186,33 @@ class Ensemble(nn.Module):
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
         """logits [M, B, K] -> [B, K]; the score counts for nothing."""
         return vote(logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.combine(*self.all_experts(x))
+
+
+class Mixture(nn.Module):
+    """A mixture of experts: sum_j softmax(gate)_j * logits_j, [B, K]. Ignores the E heads.
+
+    `gate` maps the features of all experts, [B, M * F], to a logit for each, [B, M].
+    """
+
+    def __init__(self, experts: list[nn.Module], gate: nn.Module):
+        super().__init__()
+        if not experts:
+            raise ValueError("a mixture needs at least one expert")
+        self.experts, self.gate = nn.ModuleList(experts), gate
+
+    def all_experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] -> (logits [M, B, K], score [M, B], the gate's logits)."""
+        features = [expert.features(x) for expert in self.experts]
+        with torch.autocast(x.device.type, enabled=False):
+            logits = [expert.p_head(f) for expert, f in zip(self.experts, features)]
+            return torch.stack(logits), self.gate(torch.cat(features, 1)).T
+
+    def combine(self, logits: Tensor, score: Tensor) -> Tensor:
+        """logits [M, B, K], score [M, B] -> [B, K]."""
+        return (torch.softmax(score, 0)[:, :, None] * logits).sum(0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.combine(*self.all_experts(x))

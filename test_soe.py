@@ -1059,10 +1059,12 @@ def test_nothing_of_the_users_is_overwritten(default_run, tmp_path, monkeypatch,
 
 def test_runs_of_the_same_name_get_numbers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = Namespace(out=None, data_name="digits", eps=0.03, n=3, seed=0)
+    settings = Namespace(out=None, method="soe", data_name="digits", eps=0.03, n=3, seed=0)
     names = [files.make_folder(settings) for _ in range(3)]
     first = str(Path("runs") / "digits-eps0.03-n3-seed0")
     assert names == [first, first + "-2", first + "-3"]
+    rival = files.make_folder(Namespace(**vars(settings) | {"method": "adp"}))
+    assert rival == str(Path("runs") / "digits-adp-eps0.03-n3-seed0")
 
 
 # --------------------------------------------------------------------------------- infer.py

@@ -11,15 +11,21 @@ Without --submodels each stage has half of the epochs, its own schedule and fres
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from attacks import expert_losses, pgd
+from attacks import expert_losses
 from models import rectified_score
 from support import options
-from train_submodel import confidence_loss, run, sample_loss, stage1_loss
+from train_submodel import (
+    Loss,
+    confidence_loss,
+    run,
+    sample_loss,
+    stage1_loss,
+    training_attack,
+)
 
 
 def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
@@ -36,7 +42,7 @@ def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: N
     return (weights * losses).sum(0) + settings.lambda_ * confidence_loss(score, p_y)
 
 
-def stage2_loss(model: nn.Module, settings: Namespace) -> Callable[[Tensor, Tensor], Tensor]:
+def stage2_loss(model: nn.Module, settings: Namespace) -> Loss:
     """The loss of collaboration training: x [B, C, H, W], y [B] -> scalar."""
     M = settings.n
     each = sample_loss if settings.weights == "best" else confidence_weighted_loss
@@ -44,7 +50,7 @@ def stage2_loss(model: nn.Module, settings: Namespace) -> Callable[[Tensor, Tens
     def loss(x: Tensor, y: Tensor) -> Tensor:
         model.eval()
         # x~_c = PGD on the logits that Algorithm 1 returns
-        x_adv = pgd(model, x, y, settings.eps, settings.alpha, settings.steps)  # [B, C, H, W]
+        x_adv = training_attack(model, x, y, settings)  # [B, C, H, W]
         model.train()
         clean = each(model, x, y, settings).mean()
         adversarial = each(model, x_adv, y, settings).mean()

@@ -25,15 +25,26 @@ from tqdm import tqdm
 import data
 import infer
 from attacks import expert_losses, pgd
+from models import Ensemble
 from support import files, options, pictures
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W] in [0, 1], y [B] -> scalar
 
 # ------------------------------------------------------------------------ the method: stage 1
 
 
+def training_attack(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, settings: Namespace
+) -> Tensor:
+    """PGD as every method trains on it: x [B, C, H, W], y [B] -> x_adv [B, C, H, W]."""
+    eps, alpha, steps = settings.eps, settings.alpha, settings.steps
+    return pgd(model, x, y, eps, alpha, steps, random_start=settings.random_start)
+
+
 def attack_each_expert(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """x~_i = PGD against expert i alone, for every i: x [B, C, H, W] -> [M * B, C, H, W]."""
-    eps, alpha, steps = settings.eps, settings.alpha, settings.steps
-    return torch.cat([pgd(infer.first_output(e), x, y, eps, alpha, steps) for e in model.experts])
+    alone = map(infer.first_output, model.experts)
+    return torch.cat([training_attack(expert, x, y, settings) for expert in alone])
 
 
 def best_expert_loss(losses: Tensor, sigma: float) -> Tensor:
@@ -61,7 +72,7 @@ def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
     return best_expert_loss(losses, settings.sigma) + settings.lambda_ * confidence_loss(score, p_y)
 
 
-def stage1_loss(model: nn.Module, settings: Namespace) -> Callable[[Tensor, Tensor], Tensor]:
+def stage1_loss(model: nn.Module, settings: Namespace) -> Loss:
     """The loss of sub-model training: x [B, C, H, W], y [B] -> scalar."""
     M = settings.n
 
@@ -83,13 +94,13 @@ def stage1_loss(model: nn.Module, settings: Namespace) -> Callable[[Tensor, Tens
 
 def train(
     model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     dataset: data.Data,
     settings: Namespace,
     stage: int = 1,
     checkpoint: dict | None = None,
 ) -> dict:
-    """Trains `model` for settings.stage_epochs[stage] epochs of SGD, and returns its checkpoint.
+    """Trains `model` for settings.stage_epochs[stage] epochs, and returns its checkpoint.
 
     loss(x [B, C, H, W] in [0, 1], y [B]) -> scalar is all that a method is. `checkpoint` is where
     to go on: within this stage, or at the end of the one before, whose history is kept. After
@@ -97,10 +108,14 @@ def train(
     loss is no longer finite, OSError when the checkpoint cannot be written.
     """
     device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last)
     x_train, y_train = dataset.x_train.to(device), dataset.y_train.to(device)
     epochs = settings.stage_epochs[stage]
-    optimizer = torch.optim.SGD(model.parameters(), settings.lr, momentum=0.9, weight_decay=1e-4)
+    if settings.optimizer == "adam":  # eps as ADP and GAL have it
+        adam = {"eps": 1e-7, "weight_decay": 1e-4}
+        optimizer = torch.optim.Adam(model.parameters(), settings.lr, **adam)
+    else:
+        sgd = {"momentum": 0.9, "weight_decay": 1e-4}
+        optimizer = torch.optim.SGD(model.parameters(), settings.lr, **sgd)
     milestones = [math.ceil(epochs * part) for part in (0.5, 0.75)]
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
     history = list(checkpoint["history"]) if checkpoint else []
@@ -130,8 +145,7 @@ def train(
     # No cache of bfloat16 weights: in some versions one filled without gradients cuts them off.
     low = settings.precision == "bfloat16"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
-    steps = max(1, len(x_train) // settings.batch_size)
-    name = f"stage {stage}"
+    steps, name = settings.steps_per_epoch, f"stage {stage}"
     bar = tqdm(total=epochs * steps, initial=done * steps, disable=not sys.stderr.isatty())
     with bar:
         for epoch in range(done + 1, epochs + 1):
@@ -200,18 +214,18 @@ def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
 
 def shares(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
     """Of 1,000 training images, clean, in percent: how many the model has right, how many each
-    expert answers, and on how many it is the best. No expert should starve (appendix 3.4)."""
+    expert answers, and on how many it is the best. No expert should starve (appendix 3.4). In a
+    vote nobody answers alone."""
     chosen = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(0))[:1000]
     x, y = x_train[chosen].float() / 255, y_train[chosen]
     model.eval()
     logits, score = infer.ask_experts(model, x)
     best = expert_losses(logits, y).argmin(0)
     experts = range(len(logits))
-    return {
-        "accuracy": infer.percent(model.combine(logits, score).argmax(-1) == y),
-        "answered": [infer.percent(score.argmax(0) == j) for j in experts],
-        "best": [infer.percent(best == j) for j in experts],
-    }
+    result = {"accuracy": infer.percent(model.combine(logits, score).argmax(-1) == y)}
+    if not isinstance(model, Ensemble):
+        result["answered"] = [infer.percent(score.argmax(0) == j) for j in experts]
+    return result | {"best": [infer.percent(best == j) for j in experts]}
 
 
 def all_finite(model: nn.Module) -> bool:
@@ -226,24 +240,24 @@ def run(
     parser: options.Parser,
     argv: list[str] | None,
     method: str,
-    losses: dict[int, Callable[[nn.Module, Namespace], Callable[[Tensor, Tensor], Tensor]]],
+    stages: dict[int, Callable[[nn.Module, Namespace], Loss]],
 ) -> int:
-    """A whole run of a method: settings, each stage of `losses`, the table; the exit status.
+    """A whole run of a method: settings, each stage, the table; the exit status.
 
-    losses is {stage: fn(model, settings) -> loss(x, y)}. Bad input ends with one line and status 2,
-    Ctrl-C with the command that goes on, and status 130.
+    stages is {stage: fn(model, settings) -> loss(x, y)}; fn raises ValueError for settings that the
+    method cannot work with. Bad input ends with one line and status 2, Ctrl-C with the command that
+    goes on, and status 130.
     """
     given = vars(parser.parse_args(argv))
     try:
-        settings, dataset, model, checkpoint = set_up(given, method, list(losses))
+        settings, dataset, model, checkpoint, losses = set_up(parser, given, method, stages)
     except (ValueError, OSError) as error:
         parser.error(error)
     except KeyboardInterrupt:
         print("stopped before training began", file=sys.stderr)
         return 130
     try:
-        for stage in settings.stage_epochs:
-            loss = losses[stage](model, settings)
+        for stage, loss in losses.items():
             checkpoint = train(model, loss, dataset, settings, stage, checkpoint)
             stage_has_ended = checkpoint["history"][-1]["stage"] == stage  # not one long since
             if stage_has_ended and stage < max(settings.stage_epochs):
@@ -266,36 +280,42 @@ def how_to_go_on(prog: str, out: str) -> str:
 
 
 def set_up(
-    given: dict, method: str, stages: list[int]
-) -> tuple[Namespace, data.Data, nn.Module, dict | None]:
-    """Settings, data, model and, where it resumes, checkpoint of a run; makes its folder and says
-    what it will do. Raises ValueError or OSError for bad input, before anything is written."""
+    parser: options.Parser,
+    given: dict,
+    method: str,
+    stages: dict[int, Callable[[nn.Module, Namespace], Loss]],
+) -> tuple[Namespace, data.Data, nn.Module, dict | None, dict[int, Loss]]:
+    """Settings, data, model, checkpoint (None in a new run) and each stage's loss; makes the run's
+    folder and says what it will do. Raises ValueError or OSError for bad input, before anything is
+    written."""
     checkpoint = None
     resume = given.pop("resume", None)
     if resume is not None:
         checkpoint = files.checkpoint_to_resume(resume, method, set(given))
-        settings = Namespace(**(checkpoint["settings"] | given | {"out": resume}))
+        of_run = parser.defaults | checkpoint["settings"] | given
+        settings = Namespace(**of_run | {"out": resume})
         dataset = infer.load_data_of(checkpoint["settings"], settings.data)
         if dataset.checksum != settings.data_checksum:
             raise ValueError(
                 f"{settings.data} holds other images than those of the run in {resume}"
             )
     else:
-        defaults = {name: default for name, (default, *_) in options.OPTIONS.items()}
-        settings = Namespace(**(defaults | given), method=method)
-        options.check(settings)
+        settings = Namespace(**parser.defaults | given, method=method)
+        options.check(settings, parser.eps_may_be_0)
         dataset = data.load(settings.data)
-        options.fill_in(settings, dataset)
-        settings.stage_epochs = share_epochs(settings, stages)
+    options.fill_in(settings, dataset)
+    if not checkpoint:
+        settings.stage_epochs = share_epochs(settings, list(stages))
     device = options.pick_device(settings.device)
     settings.precision = settings.precision or options.best_precision(device)
     torch.manual_seed(settings.seed)
-    model = infer.build(vars(settings)).to(device)
+    model = infer.build(vars(settings)).to(device, memory_format=torch.channels_last)
+    losses = {stage: stages[stage](model, settings) for stage in settings.stage_epochs}
     if checkpoint:
         infer.load_weights(model, checkpoint)
         files.set_rng_state(checkpoint["rng"], device)
     else:
-        if settings.submodels is not None:
+        if getattr(settings, "submodels", None) is not None:
             infer.load_weights(model, files.stage1_checkpoint(settings))
         settings.out = files.make_folder(settings)
     channels, height, width = dataset.image_shape
@@ -306,14 +326,15 @@ def set_up(
         f"{options.device_name(device)}, {settings.precision}{hint}"
     )
     plan = ", ".join(f"stage {stage}: {e} epochs" for stage, e in settings.stage_epochs.items())
-    experts = f"{settings.n} x ResNet{settings.depth}"
+    name = "" if method.startswith("soe") else f"{method}: "
+    experts = f"{name}{settings.n} x ResNet{settings.depth}"
     print(f"{experts}, eps {settings.eps:g}; {plan}; into {settings.out}", flush=True)
-    return settings, dataset, model, checkpoint
+    return settings, dataset, model, checkpoint, losses
 
 
 def share_epochs(settings: Namespace, stages: list[int]) -> dict[int, int]:
     """{stage: epochs}, in equal parts. Raises ValueError where there are too few."""
-    if settings.submodels is not None:
+    if getattr(settings, "submodels", None) is not None:
         stages = stages[1:]
     share, rest = divmod(settings.epochs, len(stages))
     if share == 0:
@@ -327,7 +348,8 @@ def finish(model: nn.Module, dataset: data.Data, settings: Namespace, history: l
     device = next(model.parameters()).device
     torch.manual_seed(settings.seed)
     x, y = infer.test_images(dataset, device)
-    result = infer.report(model, x, y, infer.standard_pgd(settings.eps))
+    attacks = infer.standard_pgd(settings.eps) if settings.eps else {}
+    result = infer.report(model, x, y, attacks)
     infer.print_report(result, infer.row_of(model), len(x), settings.eps)
     metrics = {
         "settings": vars(settings),

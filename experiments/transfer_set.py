@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 import data
 import infer
-from attacks import expert_losses, pgd
+from attacks import pgd
+from baselines import plain
 from models import Block, Ensemble
 from support import files, options
 from train_submodel import train
@@ -101,43 +102,33 @@ def di2(
     return mpgd(lambda z: model(diversify(z, probability)), x, y, eps, loss, steps)
 
 
-def clean_loss(model: Ensemble) -> Callable[[Tensor, Tensor], Tensor]:
-    """mean_i CE_i on clean images: x [B, C, H, W], y [B] -> scalar."""
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        model.train()
-        return expert_losses(model.all_experts(x)[0], y).mean(1).sum()
-
-    return loss
-
-
 def surrogate(dataset: data.Data, size: int, folder: Path, args: Namespace) -> Ensemble:
     """A plain ensemble, read from folder/size, or trained there. Raises ValueError, OSError."""
     folder = folder / str(size)
     device = options.pick_device(args.device)
     if (folder / "model.pt").exists():
         checkpoint = files.load_checkpoint(folder)
-        settings = Namespace(**checkpoint["settings"])
+        settings = Namespace(**plain.PARSER.defaults | checkpoint["settings"])
         if settings.method != "plain" or settings.n != size:
             raise ValueError(f"{folder} holds no plain ensemble of {size}: name another folder")
         if settings.data_checksum != dataset.checksum:
             raise ValueError(f"{folder} was trained on other images: name another folder")
+        options.fill_in(settings, dataset)
     else:
         checkpoint = None
-        defaults = {name: default for name, (default, *_) in options.OPTIONS.items()}
         mine = {"data": args.data, "epochs": args.epochs, "seed": args.seed + size, "n": size}
-        settings = Namespace(**defaults | mine, method="plain")
-        options.check(settings)
+        settings = Namespace(**plain.PARSER.defaults | mine | {"eps": 0.0}, method="plain")
+        options.check(settings, eps_may_be_0=True)
         options.fill_in(settings, dataset)
         settings.stage_epochs, settings.out = {1: settings.epochs}, str(folder)
         settings.precision = options.best_precision(device)
         folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    model = infer.build(vars(settings)).to(device)
+    model = infer.build(vars(settings)).to(device, memory_format=torch.channels_last)
     if checkpoint:
         infer.load_weights(model, checkpoint)
         files.set_rng_state(checkpoint["rng"], device)
-    train(model, clean_loss(model), dataset, settings, checkpoint=checkpoint)
+    train(model, plain.plain_loss(model, settings), dataset, settings, checkpoint=checkpoint)
     return model.eval()
 
 

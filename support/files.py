@@ -33,7 +33,8 @@ def make_folder(settings: Namespace) -> str:
             raise ValueError(f"--out {folder} is taken: name a new or empty folder, or --resume it")
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder)
-    name = f"{settings.data_name}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
+    method = "" if settings.method.startswith("soe") else f"-{settings.method}"
+    name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
     while True:
         folder = first_free(Path("runs"), name)
         try:

@@ -30,8 +30,14 @@ OPTIONS = {  # name: (default, type or choices, what it is); None: it depends, a
     ),
     "steps": (10, int, "steps of the training attack, PGD"),
     "alpha": (None, float, "alpha, the size of such a step (default: eps / 3)"),
+    "random_start": (False, bool, "start that attack at a random point of the ball"),
     "batch_size": (128, int, "training images a step"),
-    "lr": (0.1, float, "learning rate of SGD, divided by 10 at 1/2 and 3/4 of each stage"),
+    "optimizer": ("sgd", ("sgd", "adam"), "SGD with momentum 0.9, or Adam"),
+    "lr": (
+        None,
+        float,
+        "learning rate, divided by 10 at 1/2 and 3/4 of each stage (default: 0.1; Adam: 0.001)",
+    ),
     "augment": (None, bool, "random crop and flip (default: for 32 x 32 colour images)"),
     "seed": (0, int, "seed of the weights, the order of images and all else that is random"),
     "out": (None, str, "folder of the run (default: runs/DATA-epsE-nN-seedS)"),
@@ -45,8 +51,15 @@ OPTIONS = {  # name: (default, type or choices, what it is); None: it depends, a
 }
 
 
+ONLY_SOE = ("sigma", "lambda_", "confidence", "weights", "submodels")
+MAY_BE_0 = ("lambda_", "entropy", "diversity", "coherence", "noise", "slope")
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with exit status 2."""
+
+    defaults: dict[str, object]  # of a training script's settings, by name
+    eps_may_be_0 = False
 
     def __init__(self, description: str, **kwargs):
         super().__init__(
@@ -62,12 +75,17 @@ def flag(name: str) -> str:
     return "--" + name.strip("_").replace("_", "-")
 
 
-def training_parser(description: str, prog: str, leave_out: tuple[str, ...] = ()) -> Parser:
-    """A parser of OPTIONS and --resume. What is not given is absent from its result."""
+def training_parser(
+    description: str, prog: str, leave_out: tuple[str, ...] = (), own: dict | None = None
+) -> Parser:
+    """A parser of OPTIONS and --resume; what is not given is absent from its result.
+
+    `own` are options of one method alone, in the same form; its .defaults are those of all.
+    """
     parser = Parser(description, prog=prog, argument_default=argparse.SUPPRESS)
-    for name, (default, kind, text) in OPTIONS.items():
-        if name in leave_out:
-            continue
+    table = {name: row for name, row in OPTIONS.items() if name not in leave_out} | (own or {})
+    parser.defaults = {name: default for name, (default, *_) in table.items()}
+    for name, (default, kind, text) in table.items():
         what = {"type": kind, "metavar": name.strip("_").upper()}
         if kind is bool:
             what = {"action": argparse.BooleanOptionalAction}
@@ -79,18 +97,28 @@ def training_parser(description: str, prog: str, leave_out: tuple[str, ...] = ()
     return parser
 
 
-def check(settings: Namespace) -> None:
+def baseline_parser(
+    description: str, prog: str, changed: dict | None = None, own: dict | None = None
+) -> Parser:
+    """The parser of a rival of SoE: its `own` options, and other defaults where it has `changed`
+    some. `--eps 0` means no adversarial training."""
+    changed = {name: (value, *OPTIONS[name][1:]) for name, value in (changed or {}).items()}
+    parser = training_parser(description, prog, ONLY_SOE, changed | (own or {}))
+    parser.eps_may_be_0 = True
+    return parser
+
+
+def check(settings: Namespace, eps_may_be_0: bool = False) -> None:
     """Raises ValueError for a number that makes no sense, saying which would."""
-    check_eps(settings.eps)
-    for name in ("sigma", "lr", "alpha"):
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{flag(name)} is {value}: it must be positive")
-    if not 0 <= settings.lambda_ < math.inf:
-        raise ValueError(f"--lambda is {settings.lambda_}: it must be 0 or more")
-    for name in ("n", "steps", "batch_size", "epochs"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
+    if not (eps_may_be_0 and settings.eps == 0):
+        check_eps(settings.eps)
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and name in MAY_BE_0 and not 0 <= value < math.inf:
+            raise ValueError(f"{flag(name)} is {value}: it must be 0 or more")
+        if isinstance(value, float) and name != "eps" and name not in MAY_BE_0:
+            if not 0 < value < math.inf:
+                raise ValueError(f"{flag(name)} is {value}: it must be positive")
+        if type(value) is int and name not in ("seed", "depth") and value < 1:
             raise ValueError(f"{flag(name)} is {value}: it must be at least 1")
     check_seed(settings.seed)
 
@@ -107,10 +135,13 @@ def check_seed(seed: int) -> None:
 
 def fill_in(settings: Namespace, dataset: Data) -> None:
     """Sets what depends on the data or on other settings."""
+    settings.steps_per_epoch = max(1, len(dataset.x_train) // settings.batch_size)
     settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
     settings.image_shape, settings.data_checksum = list(dataset.image_shape), dataset.checksum
     if settings.alpha is None:
         settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03
+    if settings.lr is None:
+        settings.lr = {"sgd": 0.1, "adam": 1e-3}[settings.optimizer]
     if settings.augment is None:
         settings.augment = dataset.image_shape == (3, 32, 32)
     if settings.epochs is None:

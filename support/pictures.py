@@ -24,11 +24,12 @@ def curves(history: list[dict]) -> bytes:
     left.set_title("training loss")
     middle.plot(epochs, [entry["accuracy"] for entry in history], "k.-")
     middle.set_title("accuracy on clean training images (%)")
+    lines = {key: line for key, line in {"answered": "-", "best": ":"}.items() if key in history[0]}
     for j in range(len(history[0]["best"])):
-        for key, line in (("answered", "-"), ("best", ":")):
+        for key, line in lines.items():
             share = [entry[key][j] for entry in history]
             right.plot(epochs, share, line, color=f"C{j}", label=f"expert {j + 1}, {key}")
-    right.set_title("share of images (%): answered, best at")
+    right.set_title(f"share of images (%): {', '.join(lines)}")
     right.set_ylim(0, 100)
     right.legend(fontsize=7, ncols=2)
     for axis in (left, middle, right):
@@ -57,6 +58,30 @@ def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
             )
     axis.set(xlabel="eps", ylabel=f"accuracy of the {of} (%)", ylim=(0, 100))
     axis.legend(fontsize=8)
+    return as_png(figure)
+
+
+def methods(
+    tables: dict[str, dict[str, dict[str, list[float]]]], columns: tuple[str, ...]
+) -> bytes:
+    """{title: {method: {column: [mean, deviation]}}}: a panel for each title, a line for each
+    method, a mark for each of `columns`."""
+    rows = max(map(len, tables.values()))
+    size = (4.6 * len(tables), 1.2 + 0.33 * rows)
+    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
+    for axis, (title, table) in zip(axes[0], tables.items()):
+        for column, marker in zip(columns, "osD^v<>p"):
+            values = [cells[column] for cells in table.values()]
+            means = [value[0] for value in values]
+            spread = [value[1] if len(value) > 1 else 0 for value in values]
+            axis.errorbar(
+                means, range(len(table)), xerr=spread, fmt=marker, markersize=5, label=column
+            )
+        axis.set_yticks(range(len(table)), list(table))
+        axis.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 100), xlabel="accuracy (%)")
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
     return as_png(figure)
 
 

@@ -1,0 +1,85 @@
+"""ADP, Adaptive Diversity Promoting: members agree on the true class and differ on the others.
+
+Pang, Xu, Du, Chen and Zhu, *Improving Adversarial Robustness via Promoting Ensemble Diversity*,
+ICML 2019. Each image's wrong-class probabilities of the M members are vectors of length 1; the
+determinant of their Gram matrix is the squared volume that they span, largest where they are
+orthogonal. The mean prediction's entropy leaves them room to differ.
+
+    python -m baselines.adp --eps 0.03 --n 3
+    python -m baselines.adp --eps 0 --n 3     # as first published: clean images alone
+"""
+
+import sys
+from argparse import Namespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks import expert_losses
+from models import vote
+from support import options
+from train_submodel import Loss, run, training_attack
+
+
+def entropy_of_the_mean(logits: Tensor) -> Tensor:
+    """H(mean_i f_i), in nats: [M, B, K] -> [B]."""
+    log_f = vote(logits)  # [B, K]
+    return -(log_f.exp() * log_f).sum(1)
+
+
+def log_determinant(logits: Tensor, y: Tensor) -> Tensor:
+    """ln det(V^T V + 1e-6 I), the members' probabilities without y, each scaled to length 1, being
+    V's columns: [M, B, K], [B] -> [B], float64."""
+    M, B, K = logits.shape
+    others = torch.arange(K, device=y.device) != y[:, None]  # [B, K]
+    # The softmax over the wrong classes alone points the same way, and does not underflow.
+    V = logits.double()[:, others].view(M, B, K - 1).softmax(-1)
+    V = F.normalize(V, dim=-1).transpose(0, 1)  # [B, M, K - 1]
+    gram = V @ V.transpose(1, 2)  # [B, M, M]
+    # By Cholesky: a determinant as small as 1e-6 to the power M - 1 keeps its digits.
+    factor = torch.linalg.cholesky(gram + 1e-6 * torch.eye(M, dtype=V.dtype, device=V.device))
+    return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+
+
+def adp_loss(model: nn.Module, settings: Namespace) -> Loss:
+    """sum_i CE_i - alpha * H(mean_i f_i) - beta * ln det on clean images (their Eq. 5; alpha is
+    --entropy, beta --diversity), and sum_i CE_i on PGD against the vote."""
+    if settings.n >= settings.num_classes:
+        least = settings.num_classes - 1
+        raise ValueError(f"--n is {settings.n}: only {least} members fit among the wrong classes")
+    if next(model.parameters()).device.type == "mps":
+        raise ValueError("ADP's determinant needs float64, which mps lacks: give --device cpu")
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        batches = [x]
+        if settings.eps:
+            model.eval()
+            batches.append(training_attack(model, x, y, settings))
+        model.train()
+        clean, *adversarial = [model.all_experts(batch)[0] for batch in batches]  # [M, B, K]
+        promoted = settings.entropy * entropy_of_the_mean(clean)
+        promoted = promoted + settings.diversity * log_determinant(clean, y)
+        ce = sum(expert_losses(logits, y).mean(1).sum() for logits in (clean, *adversarial))
+        return ce - promoted.mean().float()
+
+    return loss
+
+
+PARSER = options.baseline_parser(
+    __doc__,
+    "-m baselines.adp",
+    changed={"optimizer": "adam"},
+    own={
+        "entropy": (2.0, float, "alpha, the weight of the mean prediction's entropy"),
+        "diversity": (0.5, float, "beta, the weight of the log determinant"),
+    },
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(PARSER, argv, "adp", {1: adp_loss})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""DVERGE: each member learns to be right about what deceives the others.
+
+Yang, Zhang, Dong, Inkawhich, Gardner, Touchet, Wilkes, Berry and Li, *DVERGE: Diversifying
+Vulnerabilities for Enhanced Robust Generation of Ensembles*, NeurIPS 2020. An image x is moved, by
+no more than 0.07, until member j sees in it the features of another image x_t, at some layer: what
+it then holds are member j's non-robust features of x_t. The other members learn that it still is an
+x. So the members come to rest on different features.
+
+Two stages, as in train_collab.py: first plain members (baselines/plain.py, at the same eps), then
+DVERGE from there. Every member also learns from PGD against itself, unless eps is 0.
+
+    python -m baselines.dverge --eps 0.03 --n 3
+    python -m baselines.dverge --eps 0 --n 3     # as first published: distilled images alone
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks import pgd
+from baselines.plain import own_adversarial_loss, plain_loss
+from support import options
+from train_submodel import Loss, run
+
+
+def features_at(expert: nn.Module, layer: int) -> Callable[[Tensor], Tensor]:
+    """h^l: what comes into the l-th ReLU, l = 1 .. depth - 1; the logits where l is the depth.
+
+    A function of images [B, C, H, W]. Raises ValueError for another layer.
+    """
+    relus = [m for m in expert.modules() if isinstance(m, (nn.ReLU, nn.LeakyReLU))]
+    depth = len(relus) + 1
+    if not 1 <= layer <= depth:
+        raise ValueError(f"layer is {layer}: it must lie between 1 and {depth}")
+
+    def features(x: Tensor) -> Tensor:
+        if layer == depth:
+            return expert(x)[0]
+        seen = []
+        handle = relus[layer - 1].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+        try:
+            expert(x)
+        finally:
+            handle.remove()
+        return seen[0].float()
+
+    return features
+
+
+def feature_distance(h: Tensor, h_target: Tensor) -> Tensor:
+    """mean (h - h_target)^2 of each image: [B, ...], [B, ...] -> [B]."""
+    return (h - h_target).square().flatten(1).mean(1)
+
+
+def distill(expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: Namespace) -> Tensor:
+    """x' = argmin_z mean (h^l(z) - h^l(x_target))^2 over |z - x| <= distill_eps (their Eq. 1).
+
+    x, x_target [B, C, H, W] -> [B, C, H, W].
+    """
+    features = features_at(expert, layer)
+    with torch.no_grad():
+        h_target = features(x_target)
+    return pgd(
+        features,
+        x,
+        torch.zeros(len(x), dtype=torch.long, device=x.device),  # labels do not matter here
+        s.distill_eps,
+        s.distill_alpha,
+        s.distill_steps,
+        loss=lambda h, _: -feature_distance(h, h_target),
+        momentum=1.0,
+    )
+
+
+def dverge_loss(model: nn.Module, settings: Namespace) -> Loss:
+    """sum_i sum_{j != i} CE_i(x'_j, y), x'_j being distilled from member j (their Eq. 4), at one
+    random layer for each epoch; and sum_i CE_i on PGD against member i."""
+    if settings.n < 2:
+        raise ValueError(f"--n is {settings.n}: members learn from each other, so DVERGE needs 2")
+    step, layer = 0, 1
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        nonlocal step, layer
+        if step % settings.steps_per_epoch == 0:
+            layer = int(torch.randint(1, settings.depth + 1, ()))
+        step += 1
+        model.eval()
+        x_target = x.roll(1, 0)  # images come in random order, so any other one is a random one
+        distilled = [distill(expert, layer, x, x_target, settings) for expert in model.experts]
+        model.train()
+        total = sum(own_adversarial_loss(model, x, y, settings)) if settings.eps else 0.0
+        for i, expert in enumerate(model.experts):
+            for j, x_j in enumerate(distilled):
+                if j != i:
+                    total = total + F.cross_entropy(expert(x_j)[0], y)
+        return total
+
+    return loss
+
+
+PARSER = options.baseline_parser(
+    __doc__,
+    "-m baselines.dverge",
+    own={
+        "distill_eps": (0.07, float, "how far an image is moved towards another's features"),
+        "distill_alpha": (0.007, float, "size of a step towards them"),
+        "distill_steps": (10, int, "such steps"),
+    },
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(PARSER, argv, "dverge", {1: plain_loss, 2: dverge_loss})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

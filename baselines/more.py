@@ -1,0 +1,43 @@
+"""MoRE, a mixture of robust experts: a gate weighs the experts, and all of it is trained together.
+
+After Cheng et al., *Mixture of Robust Experts (MoRE)*, 2021, but not as published: there experts
+are first trained each against one kind of perturbation, then a gate and the last layers. As in the
+SoE authors' comparison there is one kind here, l-infinity, and the M experts and a linear gate on
+their features learn jointly from clean images and PGD against the mixture.
+
+    python -m baselines.more --eps 0.03 --n 3
+"""
+
+import sys
+from argparse import Namespace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from support import options
+from train_submodel import Loss, run, training_attack
+
+
+def more_loss(model: nn.Module, settings: Namespace) -> Loss:
+    """CE of sum_j softmax(gate)_j * logits_j, on clean images and on PGD against it."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        batches = [x]
+        if settings.eps:
+            model.eval()
+            batches.append(training_attack(model, x, y, settings))
+        model.train()
+        return sum(F.cross_entropy(model(batch), y) for batch in batches)
+
+    return loss
+
+
+PARSER = options.baseline_parser(__doc__, "-m baselines.more")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(PARSER, argv, "more", {1: more_loss})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
