@@ -432,13 +432,12 @@ def run(args: Namespace) -> int:
     device = options.pick_device(args.device)
     model, settings = _load(args.checkpoint, device)
     args.seed = settings["seed"] if args.seed is None else args.seed
-    attacks_are_made = args.save or not args.wanted
-    if args.eps is None and settings["eps"] == 0 and attacks_are_made:
-        raise ValueError("the checkpoint was trained without attacks: give --eps")
-    args.eps = [settings["eps"]] if args.eps is None else args.eps
     options.check_seed(args.seed)
-    for eps in args.eps if attacks_are_made else ():
+    for eps in args.eps or ():
         options.check_eps(eps)
+    if args.eps is None and settings["eps"] == 0 and (args.save or not args.wanted):
+        raise ValueError("the checkpoint was trained without attacks: give --eps")
+    args.eps = args.eps or [settings["eps"]]
     for name in ("steps", "restarts", "queries", "seeds", "images"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}: it must be at least 1")
@@ -494,7 +493,7 @@ def tabulate(args: Namespace, model: nn.Module, settings: dict, device: torch.de
         seeds = tuple(range(args.seed, args.seed + args.seeds))
         results[eps] = report(model, x, y, attacks, transfer=transfer, seeds=seeds)
         print_report(results[eps], row_of(model), len(x), eps)
-    path = files.first_free(folder, "attacks", ".json")
+    path = files.first_free(folder, "attacks", ".json", ".png")
     content = {
         "command": vars(args),
         "model": settings,

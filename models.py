@@ -20,7 +20,7 @@ CONFIDENCES = ("ehead", "rectified")
 
 
 def relu(slope: float) -> nn.Module:
-    """Not in place: hooks read what comes in. A slope below zero keeps GAL's gradients alive."""
+    """Leaky where slope > 0, as GAL has it. Not in place: hooks read what comes in."""
     return nn.LeakyReLU(slope) if slope else nn.ReLU()
 
 
@@ -52,7 +52,7 @@ class ResNet(nn.Module):
 
     `image_size` is the side of square images, or (height, width). Depth 2 has no block: one
     convolution, then averages over 8 x 8 pixels (more, where a side is no multiple of 8). `slope`
-    is that of the ReLU below zero. Raises ValueError for another depth.
+    is that of leaky ReLUs. Raises ValueError for another depth.
     """
 
     def __init__(

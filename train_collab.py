@@ -19,7 +19,7 @@ from attacks import expert_losses
 from models import rectified_score
 from support import options
 from train_submodel import (
-    Loss,
+    TrainingLoss,
     confidence_loss,
     run,
     sample_loss,
@@ -42,7 +42,7 @@ def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: N
     return (weights * losses).sum(0) + settings.lambda_ * confidence_loss(score, p_y)
 
 
-def stage2_loss(model: nn.Module, settings: Namespace) -> Loss:
+def stage2_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """The loss of collaboration training: x [B, C, H, W], y [B] -> scalar."""
     M = settings.n
     each = sample_loss if settings.weights == "best" else confidence_weighted_loss

@@ -28,7 +28,7 @@ from attacks import expert_losses, pgd
 from models import Ensemble
 from support import files, options, pictures
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W] in [0, 1], y [B] -> scalar
+TrainingLoss = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W] in [0, 1], y [B] -> scalar
 
 # ------------------------------------------------------------------------ the method: stage 1
 
@@ -72,7 +72,7 @@ def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
     return best_expert_loss(losses, settings.sigma) + settings.lambda_ * confidence_loss(score, p_y)
 
 
-def stage1_loss(model: nn.Module, settings: Namespace) -> Loss:
+def stage1_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """The loss of sub-model training: x [B, C, H, W], y [B] -> scalar."""
     M = settings.n
 
@@ -94,7 +94,7 @@ def stage1_loss(model: nn.Module, settings: Namespace) -> Loss:
 
 def train(
     model: nn.Module,
-    loss: Loss,
+    loss: TrainingLoss,
     dataset: data.Data,
     settings: Namespace,
     stage: int = 1,
@@ -240,7 +240,7 @@ def run(
     parser: options.Parser,
     argv: list[str] | None,
     method: str,
-    stages: dict[int, Callable[[nn.Module, Namespace], Loss]],
+    stages: dict[int, Callable[[nn.Module, Namespace], TrainingLoss]],
 ) -> int:
     """A whole run of a method: settings, each stage, the table; the exit status.
 
@@ -283,8 +283,8 @@ def set_up(
     parser: options.Parser,
     given: dict,
     method: str,
-    stages: dict[int, Callable[[nn.Module, Namespace], Loss]],
-) -> tuple[Namespace, data.Data, nn.Module, dict | None, dict[int, Loss]]:
+    stages: dict[int, Callable[[nn.Module, Namespace], TrainingLoss]],
+) -> tuple[Namespace, data.Data, nn.Module, dict | None, dict[int, TrainingLoss]]:
     """Settings, data, model, checkpoint (None in a new run) and each stage's loss; makes the run's
     folder and says what it will do. Raises ValueError or OSError for bad input, before anything is
     written."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attacks import expert_losses
 from models import vote
 from support import options
-from train_submodel import Loss, run, training_attack
+from train_submodel import TrainingLoss, run, training_attack
 
 
 def entropy_of_the_mean(logits: Tensor) -> Tensor:
@@ -31,23 +31,24 @@ def entropy_of_the_mean(logits: Tensor) -> Tensor:
 def log_determinant(logits: Tensor, y: Tensor) -> Tensor:
     """ln det(V^T V + 1e-6 I), the members' probabilities without y, each scaled to length 1, being
     V's columns: [M, B, K], [B] -> [B], float64."""
-    M, B, K = logits.shape
-    others = torch.arange(K, device=y.device) != y[:, None]  # [B, K]
+    M, _, K = logits.shape
     # The softmax over the wrong classes alone points the same way, and does not underflow.
-    V = logits.double()[:, others].view(M, B, K - 1).softmax(-1)
-    V = F.normalize(V, dim=-1).transpose(0, 1)  # [B, M, K - 1]
+    wrong = logits.double().masked_fill(F.one_hot(y, K).bool(), -torch.inf)
+    V = F.normalize(wrong.softmax(-1), dim=-1).transpose(0, 1)  # [B, M, K]
     gram = V @ V.transpose(1, 2)  # [B, M, M]
-    # By Cholesky: a determinant as small as 1e-6 to the power M - 1 keeps its digits.
-    factor = torch.linalg.cholesky(gram + 1e-6 * torch.eye(M, dtype=V.dtype, device=V.device))
+    # By Cholesky: a determinant as small as 1e-6 to the power M - 1 keeps its digits. (_ex: what
+    # is NaN stays NaN, for the training loop to find.)
+    matrix = gram + 1e-6 * torch.eye(M, dtype=V.dtype, device=V.device)
+    factor = torch.linalg.cholesky_ex(matrix).L
     return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
-def adp_loss(model: nn.Module, settings: Namespace) -> Loss:
+def adp_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """sum_i CE_i - alpha * H(mean_i f_i) - beta * ln det on clean images (their Eq. 5; alpha is
     --entropy, beta --diversity), and sum_i CE_i on PGD against the vote."""
     if settings.n >= settings.num_classes:
-        least = settings.num_classes - 1
-        raise ValueError(f"--n is {settings.n}: only {least} members fit among the wrong classes")
+        most = settings.num_classes - 1
+        raise ValueError(f"--n is {settings.n}: only {most} members fit among the wrong classes")
     if next(model.parameters()).device.type == "mps":
         raise ValueError("ADP's determinant needs float64, which mps lacks: give --device cpu")
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import pgd
-from baselines.plain import own_adversarial_loss, plain_loss
+from baselines.plain import plain_loss, sum_of_own_losses
 from support import options
-from train_submodel import Loss, run
+from train_submodel import TrainingLoss, attack_each_expert, run
 
 
 def features_at(expert: nn.Module, layer: int) -> Callable[[Tensor], Tensor]:
@@ -76,11 +76,13 @@ def distill(expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: Names
     )
 
 
-def dverge_loss(model: nn.Module, settings: Namespace) -> Loss:
+def dverge_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """sum_i sum_{j != i} CE_i(x'_j, y), x'_j being distilled from member j (their Eq. 4), at one
     random layer for each epoch; and sum_i CE_i on PGD against member i."""
     if settings.n < 2:
         raise ValueError(f"--n is {settings.n}: members learn from each other, so DVERGE needs 2")
+    if settings.batch_size < 2:
+        raise ValueError("--batch-size is 1: an image's target is another one of its batch")
     step, layer = 0, 1
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -91,8 +93,9 @@ def dverge_loss(model: nn.Module, settings: Namespace) -> Loss:
         model.eval()
         x_target = x.roll(1, 0)  # images come in random order, so any other one is a random one
         distilled = [distill(expert, layer, x, x_target, settings) for expert in model.experts]
+        x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
         model.train()
-        total = sum(own_adversarial_loss(model, x, y, settings)) if settings.eps else 0.0
+        total = sum_of_own_losses(model, x_adv, y)
         for i, expert in enumerate(model.experts):
             for j, x_j in enumerate(distilled):
                 if j != i:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from attacks import expert_losses
 from support import options
-from train_submodel import Loss, run, training_attack
+from train_submodel import TrainingLoss, run, training_attack
 
 
-def coherence(losses: Tensor, x: Tensor) -> Tensor:
-    """ln sum_{i<j} exp(cos(grad_x l_i, grad_x l_j)): losses [M, B] of x [B, C, H, W] -> [B].
+def coherence(losses: list[Tensor], x: Tensor) -> Tensor:
+    """ln sum_{i<j} exp(cos(grad_x l_i, grad_x l_j)): M losses [B] of x [B, C, H, W] -> [B].
 
     Differentiable once more. It is highest, ln(M (M - 1) / 2) + 1, where all gradients align.
     """
@@ -38,7 +38,7 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
     return x + chosen * sigma * torch.randn_like(x)
 
 
-def gal_loss(model: nn.Module, settings: Namespace) -> Loss:
+def gal_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """mean_i CE_i + lambda * coherence on clean images, half of them noisy (lambda is --coherence),
     and mean_i CE_i on PGD against the vote."""
     if settings.n < 2:
@@ -53,11 +53,12 @@ def gal_loss(model: nn.Module, settings: Namespace) -> Loss:
             adversarial.append(training_attack(model, x, y, settings))
         model.train()
         x = noisy(x, settings.noise).requires_grad_()
-        losses = expert_losses(model.all_experts(x)[0], y)  # [M, B]
-        total = losses.mean() + settings.coherence * coherence(losses, x).mean()
+        # One loss at a time: a stack of them would lead every gradient through all members.
+        losses = [F.cross_entropy(e(x)[0], y, reduction="none") for e in model.experts]  # M x [B]
+        total = torch.stack(losses).mean() + settings.coherence * coherence(losses, x).mean()
         for x_adv in adversarial:
             total = total + expert_losses(model.all_experts(x_adv)[0], y).mean()
-        return total
+        return settings.n * total  # M: see stage1_loss
 
     return loss
 
@@ -68,7 +69,7 @@ PARSER = options.baseline_parser(
     changed={"optimizer": "adam", "precision": "float32"},
     own={
         "coherence": (0.5, float, "lambda, the weight of the gradients' alignment"),
-        "slope": (0.1, float, "slope of the ReLUs below zero"),
+        "slope": (0.1, float, "slope of the leaky ReLUs"),
         "noise": (0.045, float, "standard deviation of the noise on half of the images"),
     },
 )

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from support import options
-from train_submodel import Loss, run, training_attack
+from train_submodel import TrainingLoss, run, training_attack
 
 
-def more_loss(model: nn.Module, settings: Namespace) -> Loss:
-    """CE of sum_j softmax(gate)_j * logits_j, on clean images and on PGD against it."""
+def more_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
+    """M * CE of sum_j softmax(gate)_j * logits_j, on clean images and on PGD against it. The gate's
+    weights sum to 1 as Eq. 7's do; for the factor M see stage1_loss."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         batches = [x]
@@ -27,7 +28,7 @@ def more_loss(model: nn.Module, settings: Namespace) -> Loss:
             model.eval()
             batches.append(training_attack(model, x, y, settings))
         model.train()
-        return sum(F.cross_entropy(model(batch), y) for batch in batches)
+        return settings.n * sum(F.cross_entropy(model(batch), y) for batch in batches)
 
     return loss
 

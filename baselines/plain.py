@@ -11,14 +11,14 @@ random start. With --together the vote is attacked instead, and all members lear
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import expert_losses
-from infer import first_output
 from support import options
-from train_submodel import Loss, run, training_attack
+from train_submodel import TrainingLoss, attack_each_expert, run, training_attack
 
 
 def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -27,29 +27,24 @@ def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return expert_losses(logits, y).mean(1).sum()
 
 
-def own_adversarial_loss(
-    model: nn.Module, x: Tensor, y: Tensor, settings: Namespace
-) -> list[Tensor]:
-    """CE_i(x~_i) of each member i, x~_i = PGD against member i: a list of M scalars."""
-    model.eval()
-    alone = [first_output(expert) for expert in model.experts]
-    x_adv = [training_attack(member, x, y, settings) for member in alone]
-    model.train()
-    return [F.cross_entropy(member(x_i), y) for member, x_i in zip(alone, x_adv)]
+def sum_of_own_losses(model: nn.Module, x_adv: Sequence[Tensor], y: Tensor) -> Tensor | float:
+    """sum_i CE_i(x~_i), the mean over the batch: M batches x~_i [B, C, H, W], y [B] -> scalar."""
+    return sum(F.cross_entropy(expert(x_i)[0], y) for expert, x_i in zip(model.experts, x_adv))
 
 
-def plain_loss(model: nn.Module, settings: Namespace) -> Loss:
+def plain_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """Each member on clean images and on PGD against itself; clean images alone where eps is 0."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        adversarial = own_adversarial_loss(model, x, y, settings) if settings.eps else []
+        model.eval()
+        x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
         model.train()
-        return sum_of_losses(model, x, y) + sum(adversarial)
+        return sum_of_losses(model, x, y) + sum_of_own_losses(model, x_adv, y)
 
     return loss
 
 
-def together_loss(model: nn.Module, settings: Namespace) -> Loss:
+def together_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """Every member on clean images and on PGD against the vote of all."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -61,7 +56,7 @@ def together_loss(model: nn.Module, settings: Namespace) -> Loss:
     return loss
 
 
-def method_loss(model: nn.Module, settings: Namespace) -> Loss:
+def method_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     if settings.together and settings.eps == 0:
         raise ValueError("--together says what is attacked: with --eps 0 nothing is")
     return (together_loss if settings.together else plain_loss)(model, settings)

@@ -1,4 +1,4 @@
-"""Times one training step of each stage against the plain way of writing it.
+"""Times one training step of each stage against the plain way of writing it, and against rivals.
 
     python -m experiments.bench_step
 
@@ -8,6 +8,9 @@ loss.backward() that fills the gradients of the weights as well. The two alterna
 the last two lines hold the medians in seconds. In units of one expert's forward pass (a backward
 pass for input or weights alone counts 1, for both 2), a stage-1 step costs 126 plainly and 96 here;
 a stage-2 step 108 plainly and 78 here, 68 on a CPU, where only the answering expert is attacked.
+
+Above them, for each method of baselines/: its step as a ratio to SoE's, the mean of both stages
+where there are two, in the same run, beside the ratio of the hours in the paper's Table 1.
 """
 
 import platform
@@ -22,14 +25,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infer
+from baselines import adp, dverge, gal, more, plain
 from support import options
 from train_collab import stage2_loss
-from train_submodel import stage1_loss
+from train_submodel import TrainingLoss, stage1_loss
 
 SETTINGS = Namespace(
     **{name: default for name, (default, *_) in options.OPTIONS.items()}, method="soe"
 )
 SETTINGS.alpha, SETTINGS.image_shape, SETTINGS.num_classes = SETTINGS.eps / 3, [3, 32, 32], 10
+SETTINGS.steps_per_epoch = 1
+RIVALS = {  # name: module, its stages' losses, hours in Table 1 over SoE's
+    "plain": (plain, [plain.plain_loss], None),
+    "adp": (adp, [adp.adp_loss], 6.58 / 7.38),
+    "gal": (gal, [gal.gal_loss], 6.6 / 7.38),
+    "more": (more, [more.more_loss], 7.02 / 7.38),
+    "dverge": (dverge, [plain.plain_loss, dverge.dverge_loss], 11.67 / 7.38),
+}
 
 
 def plain_pgd(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -82,10 +94,9 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int) -
 
 
 def our_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, stage: int, precision: str
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: TrainingLoss, precision: str
 ) -> Callable:
     """The body of train_submodel.train's loop."""
-    loss = (stage1_loss if stage == 1 else stage2_loss)(model, SETTINGS)
     device = next(model.parameters()).device
     low = precision == "bfloat16"
 
@@ -98,6 +109,20 @@ def our_step(
         optimizer.step()
 
     return step
+
+
+def rival_steps(device: torch.device, precision: str) -> dict[tuple[str, int], Callable]:
+    """{(name, stage): a step of a method of baselines/}."""
+    steps = {}
+    for name, (module, losses, _) in RIVALS.items():
+        own = {k: v for k, v in module.PARSER.defaults.items() if v is not None}
+        settings = Namespace(**vars(SETTINGS) | own | {"method": name})
+        for stage, make in enumerate(losses, 1):
+            model = infer.build(vars(settings)).to(device, memory_format=torch.channels_last)
+            optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+            its_precision = settings.precision or precision
+            steps[name, stage] = our_step(model, optimizer, make(model, settings), its_precision)
+    return steps
 
 
 def seconds(step: Callable, x: Tensor, y: Tensor) -> float:
@@ -148,7 +173,8 @@ def main(argv: list[str] | None = None) -> int:
             optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
             if way == "ours":
                 model.to(memory_format=torch.channels_last)
-                steps[stage, way] = our_step(model, optimizer, stage, precision)
+                loss = (stage1_loss if stage == 1 else stage2_loss)(model, SETTINGS)
+                steps[stage, way] = our_step(model, optimizer, loss, precision)
             else:
                 steps[stage, way] = plain_step(model, optimizer, stage)
     times = {key: [] for key in steps}
@@ -156,9 +182,20 @@ def main(argv: list[str] | None = None) -> int:
         for stage in (1, 2):
             seconds(steps[stage, way], x, y)  # warms up
         print(f"peak memory, {'ours' if way == 'ours' else 'both ways'}: {peak_memory(device)}")
+    rivals = rival_steps(device, precision)
+    times |= {key: [] for key in rivals}
+    for step in rivals.values():
+        seconds(step, x, y)  # warms up
     for _ in range(args.repeats):
-        for key, step in steps.items():
+        for key, step in (steps | rivals).items():
             times[key].append(seconds(step, x, y))
+    soe = statistics.mean(statistics.median(times[stage, "ours"]) for stage in (1, 2))
+    print(f"{'':10}{'seconds':>9}{'to SoE':>9}{'Table 1':>9}")
+    print(f"{'SoE':10}{soe:9.2f}{1:9.2f}{1:9.2f}")
+    for name, (_, losses, in_paper) in RIVALS.items():
+        stages = range(1, len(losses) + 1)
+        mine = statistics.mean(statistics.median(times[name, stage]) for stage in stages)
+        print(f"{name:10}{mine:9.2f}{mine / soe:9.2f}" + (f"{in_paper:9.2f}" if in_paper else ""))
     for stage in (1, 2):
         plain, ours = (statistics.median(times[stage, way]) for way in ("plain", "ours"))
         print(f"stage{stage} plain {plain:.2f} ours {ours:.2f} ratio {plain / ours:.2f}")

@@ -8,10 +8,12 @@ What is there is used again, so the same command goes on where it was interrupte
 does the second of five parts, on another machine for instance, and tabulates whatever it finds.
 
 Learning rates: "published" is each method's default, "shared" SGD at 0.1 for all. Only ADP and GAL,
-published with Adam, differ.
+published with Adam, differ. Square shrinks its squares within the queries that it has
+(`infer.py --rescale`).
 
-Cost, in gradient passes: one is a forward and a backward pass of one member on one batch, a forward
-pass alone counts half. A batch costs, with M members, S steps of PGD, T = 10 of DVERGE's own:
+Cost, in gradient passes: one is a forward and a backward pass of one member on one batch, to the
+input or to the weights; a forward pass alone counts half. A batch costs, with M members, S steps of
+PGD, T = 10 of DVERGE's own:
 
     plain, plain-together, adp, more   M S + 2 M             the attack, clean and adversarial batch
     gal                                M S + 3 M             the second derivative counts M
@@ -37,6 +39,7 @@ import infer
 import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
+from models import ResNet
 from support import files, options, pictures
 
 METHODS = {  # name: its script, and the flags that make it
@@ -50,7 +53,7 @@ METHODS = {  # name: its script, and the flags that make it
     "more": (more.main, []),
 }
 PUBLISHED_WITH_ADAM = ("adp", "gal")
-SHARED = ["--optimizer", "sgd", "--lr", "0.1"]
+SHARED = ["--optimizer", "sgd"]
 
 
 def passes_of_a_batch(method: str, M: int, S: int, T: int = 10) -> dict[int, float]:
@@ -73,12 +76,12 @@ def epochs_at_equal_passes(method: str, first: str, epochs: int, M: int, S: int)
 
 def plan(args: Namespace, dataset: data.Data) -> list[Namespace]:
     """Every run that the arguments ask for, {method, rate, depth, eps, seed, epochs, folder}."""
-    default = 16 if args.data == "digits" else 100
     runs = []
-    for depth, eps, method, rate in product(args.depth, args.eps, args.methods, args.rates):
+    axes = (args.depth, args.eps, args.methods, args.rates)
+    for depth, eps, method, rate in product(*map(dict.fromkeys, axes)):
         if rate == "shared" and method not in PUBLISHED_WITH_ADAM and "published" in args.rates:
             continue  # the two are the same
-        epochs = args.epochs or default
+        epochs = args.epochs or options.default_epochs(args.data)
         if args.equal_passes:
             epochs = epochs_at_equal_passes(method, args.methods[0], epochs, args.n, 10)
         for seed in range(args.seed, args.seed + args.seeds):
@@ -102,7 +105,7 @@ def train(run: Namespace, args: Namespace) -> int:
     main, flags = METHODS[run.method]
     device = ["--device", args.device] if args.device else []
     if (run.folder / "model.pt").exists():
-        flags = ["--resume", str(run.folder)]
+        flags = ["--resume", str(run.folder), "--data", args.data]
     else:
         wanted = {name: getattr(run, name) for name in ("depth", "eps", "seed", "epochs")}
         wanted |= {"n": args.n, "data": args.data, "out": run.folder}
@@ -115,22 +118,25 @@ def train(run: Namespace, args: Namespace) -> int:
             return main([*flags, *device])
 
 
-def kept_results(run: Namespace) -> dict:
-    """{how it was evaluated: result}, of what stands in the run's folder."""
-    path = run.folder / "compared.json"
+def kept_results(run: Namespace, dataset: data.Data) -> dict:
+    """{how it was evaluated: result}, of what stands in the run's folder. Raises ValueError where
+    it was trained on other data."""
+    path, metrics = run.folder / "compared.json", run.folder / "metrics.json"
+    if metrics.exists():
+        theirs = json.loads(metrics.read_text())["settings"]["data_checksum"]
+        if theirs != dataset.checksum:
+            raise ValueError(f"{run.folder} was trained on other images: name another --out")
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def evaluate(run: Namespace, args: Namespace, dataset: data.Data, way: str) -> None:
     """Attacks a trained run itself by args.attack, and keeps what infer.report says of it as `way`
-    in its folder. Raises ValueError where it was trained on other data."""
-    kept = kept_results(run)
+    in its folder."""
+    kept = kept_results(run, dataset)
     if way in kept:
         return
     device = options.pick_device(args.device)
     model = infer.load(run.folder, device)
-    if files.load_checkpoint(run.folder)["settings"]["data_checksum"] != dataset.checksum:
-        raise ValueError(f"{run.folder} was trained on other images: name another --out")
     x, y = infer.test_images(dataset, device, infer.choose_images(dataset, args.images))
     attacks = infer.make_attacks(args.attack, run.eps, args.steps, 1, args.queries, rescale=True)
     torch.manual_seed(0)
@@ -144,11 +150,11 @@ def measures(run: Namespace, result: dict) -> dict[str, float]:
     settings, table = metrics["settings"], result["table"]
     cells = {name: v for name, v in table[result["row"]].items() if name != "own"}
     experts = [row["clean"] for name, row in table.items() if name.startswith("expert")]
-    cells["alone"], cells["any"] = statistics.mean(experts), table["any"]["clean"]
+    cells["alone, clean"], cells["any, clean"] = statistics.mean(experts), table["any"]["clean"]
+    cells["epochs"] = settings["epochs"]
     stages = passes_of_a_batch(run.method, settings["n"], settings["steps"])
     in_epochs = sum(stages[int(s)] * epochs for s, epochs in settings["stage_epochs"].items())
     cells["passes"] = settings["steps_per_epoch"] * in_epochs
-    cells["seconds"] = sum(entry["seconds"] for entry in metrics["epochs"])
     if division := result["specialisation"]:
         disagree = division["clean"]["disagree"]
         cells["chosen"], cells["best fixed"] = disagree["chosen"], disagree["best fixed"]
@@ -159,7 +165,7 @@ def measures(run: Namespace, result: dict) -> dict[str, float]:
 
 def summarise(lines: list[dict]) -> dict[str, list[float]]:
     """{column: [mean, standard deviation over the seeds]}, the mean alone for a single seed."""
-    summary = {}
+    summary = {"seeds": [len(lines)]}
     for column in lines[0]:
         values = [line[column] for line in lines if line[column] is not None]
         spread = [statistics.stdev(values)] if len(values) > 1 else []
@@ -167,6 +173,7 @@ def summarise(lines: list[dict]) -> dict[str, list[float]]:
     return summary
 
 
+COUNTS = ("seeds", "epochs", "passes")
 ROUTING = {
     "chosen": "right: the chosen",
     "best fixed": "the best fixed",
@@ -179,8 +186,9 @@ def print_table(title: str, rows: dict[str, dict[str, list[float]]]) -> None:
     """rows: {method: {column: [mean, deviation]}}."""
 
     def text(column: str, value: list[float]) -> str:
-        digits = 0 if column in ("passes", "seconds") else 1
-        return " ±".join(f"{number:.{digits}f}" for number in value) or "-"
+        if column in COUNTS:
+            return f"{value[0]:.0f}"
+        return " ±".join(f"{number:.1f}" for number in value) or "-"
 
     def line(name: str, cells: list[str], width: int) -> None:
         print(f"{name:16}" + "".join(f"{cell:>{width}}" for cell in cells))
@@ -202,19 +210,17 @@ def tabulate(runs: list[Namespace], args: Namespace, dataset: data.Data, way: st
     """Prints, draws and writes all runs that are finished."""
     found: dict[tuple, dict[str, list[dict]]] = {}
     for run in runs:
-        if result := kept_results(run).get(way):
+        if result := kept_results(run, dataset).get(way):
             line = measures(run, result)
             found.setdefault((run.depth, run.eps), {}).setdefault(run.label, []).append(line)
     if not found:
         return
     tables = {}
     for (depth, eps), methods in found.items():
-        seeds = {len(lines) for lines in methods.values()}
-        count = str(seeds.pop()) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        title = f"{dataset.name}, {args.n} x ResNet{depth}, eps {eps:g}, seeds: {count}"
+        title = f"{dataset.name}, {args.n} x ResNet{depth}, eps {eps:g}"
         tables[title] = {label: summarise(lines) for label, lines in methods.items()}
         print_table(f"{title}; accuracy (%), each model attacked itself", tables[title])
-    path = files.first_free(Path(args.out), "compare", ".json")
+    path = files.first_free(Path(args.out), "compare", ".json", ".png")
     content = {"command": vars(args), "versions": options.versions(), "tables": tables}
     content["device"] = options.device_name(options.pick_device(args.device))
     files.write(path, json.dumps(content, indent=1).encode())
@@ -277,9 +283,11 @@ def main(argv: list[str] | None = None) -> int:
         options.check_seed(args.seed)
         dataset = data.load(args.data)
         options.pick_device(args.device)
+        for depth in args.depth:
+            ResNet(depth)  # is there one?
         Path(args.out).mkdir(parents=True, exist_ok=True)
         args.images = min(args.images or infer.MAX_IMAGES, len(dataset.x_test))
-        way = f"{args.steps} steps, {args.queries} queries, {args.images} images"
+        way = f"{args.steps} steps, {args.queries} queries (rescaled), {args.images} images"
         way = f"{', '.join(args.attack)}: {way}"
         runs = plan(args, dataset)
         i, k = args.shard

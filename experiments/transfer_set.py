@@ -109,8 +109,9 @@ def surrogate(dataset: data.Data, size: int, folder: Path, args: Namespace) -> E
     if (folder / "model.pt").exists():
         checkpoint = files.load_checkpoint(folder)
         settings = Namespace(**plain.PARSER.defaults | checkpoint["settings"])
-        if settings.method != "plain" or settings.n != size:
-            raise ValueError(f"{folder} holds no plain ensemble of {size}: name another folder")
+        if settings.method != "plain" or settings.n != size or settings.eps:
+            what = f"plain ensemble of {size} trained on clean images"
+            raise ValueError(f"{folder} holds no {what}: name another folder")
         if settings.data_checksum != dataset.checksum:
             raise ValueError(f"{folder} was trained on other images: name another folder")
         options.fill_in(settings, dataset)
@@ -120,9 +121,10 @@ def surrogate(dataset: data.Data, size: int, folder: Path, args: Namespace) -> E
         settings = Namespace(**plain.PARSER.defaults | mine | {"eps": 0.0}, method="plain")
         options.check(settings, eps_may_be_0=True)
         options.fill_in(settings, dataset)
-        settings.stage_epochs, settings.out = {1: settings.epochs}, str(folder)
+        settings.stage_epochs = {1: settings.epochs}
         settings.precision = options.best_precision(device)
         folder.mkdir(parents=True, exist_ok=True)
+    settings.out = str(folder)
     torch.manual_seed(settings.seed)
     model = infer.build(vars(settings)).to(device, memory_format=torch.channels_last)
     if checkpoint:

@@ -44,13 +44,14 @@ def make_folder(settings: Namespace) -> str:
             continue
 
 
-def first_free(folder: Path, name: str, ending: str = "") -> Path:
-    """name + ending in `folder`, or where that is taken name-2, name-3 .."""
-    path, number = folder / f"{name}{ending}", 1
-    while path.exists():
+def first_free(folder: Path, name: str, *endings: str) -> Path:
+    """name in `folder`, or name-2, name-3 .. where that is taken with any of the endings; the path
+    with the first of them."""
+    endings, stem, number = endings or ("",), name, 1
+    while any((folder / f"{stem}{ending}").exists() for ending in endings):
         number += 1
-        path = folder / f"{name}-{number}{ending}"
-    return path
+        stem = f"{name}-{number}"
+    return folder / f"{stem}{endings[0]}"
 
 
 def check_writable(folder: Path) -> None:
@@ -140,13 +141,13 @@ def stage1_checkpoint(settings: Namespace) -> dict:
     path = settings.submodels
     checkpoint = load_checkpoint(path)
     theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
+    if checkpoint["method"] not in ("soe", "soe-stage1"):
+        raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
     for name in ("n", "depth", "image_shape", "data_checksum", "confidence"):
         if theirs.get(name) != getattr(settings, name):
             name = "data_name" if name == "data_checksum" else name
             what = f"{name.replace('_', ' ')} {theirs.get(name)}"
             raise ValueError(f"--submodels {path} has {what}, not {getattr(settings, name)}")
-    if checkpoint["method"] not in ("soe", "soe-stage1"):
-        raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
     if 2 in stages:
         raise ValueError(f"--submodels {path} has been through stage 2: name a submodels.pt")
     if len(stages) < theirs["stage_epochs"][1]:

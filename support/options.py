@@ -40,7 +40,7 @@ OPTIONS = {  # name: (default, type or choices, what it is); None: it depends, a
     ),
     "augment": (None, bool, "random crop and flip (default: for 32 x 32 colour images)"),
     "seed": (0, int, "seed of the weights, the order of images and all else that is random"),
-    "out": (None, str, "folder of the run (default: runs/DATA-epsE-nN-seedS)"),
+    "out": (None, str, "folder of the run (default: a new one in runs, named by its settings)"),
     "submodels": (None, str, "checkpoint of stage 1; all epochs are then stage 2's"),
     "device": (None, str, "cuda, mps or cpu (default: the first of them that is there)"),
     "precision": (
@@ -102,8 +102,11 @@ def baseline_parser(
 ) -> Parser:
     """The parser of a rival of SoE: its `own` options, and other defaults where it has `changed`
     some. `--eps 0` means no adversarial training."""
-    changed = {name: (value, *OPTIONS[name][1:]) for name, value in (changed or {}).items()}
-    parser = training_parser(description, prog, ONLY_SOE, changed | (own or {}))
+    rows = dict(own or {})
+    for name, value in (changed or {}).items():
+        _, kind, text = OPTIONS[name]
+        rows[name] = (value, kind, text.split(" (default")[0])
+    parser = training_parser(description, prog, ONLY_SOE, rows)
     parser.eps_may_be_0 = True
     return parser
 
@@ -145,7 +148,11 @@ def fill_in(settings: Namespace, dataset: Data) -> None:
     if settings.augment is None:
         settings.augment = dataset.image_shape == (3, 32, 32)
     if settings.epochs is None:
-        settings.epochs = 16 if settings.data == "digits" else 100
+        settings.epochs = default_epochs(settings.data)
+
+
+def default_epochs(data_name: str) -> int:
+    return 16 if data_name == "digits" else 100
 
 
 def pick_device(name: str | None) -> torch.device:

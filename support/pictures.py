@@ -1,6 +1,7 @@
 """The pictures that the scripts draw, as PNG files."""
 
 import io
+import itertools
 
 import matplotlib
 
@@ -70,7 +71,7 @@ def methods(
     size = (4.6 * len(tables), 1.2 + 0.33 * rows)
     figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, table) in zip(axes[0], tables.items()):
-        for column, marker in zip(columns, "osD^v<>p"):
+        for column, marker in zip(columns, itertools.cycle("osD^v<>p")):
             values = [cells[column] for cells in table.values()]
             means = [value[0] for value in values]
             spread = [value[1] if len(value) > 1 else 0 for value in values]
