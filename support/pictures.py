@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 
 import matplotlib
 
@@ -79,7 +80,9 @@ def methods(
                 means, range(len(table)), xerr=spread, fmt=marker, markersize=5, label=column
             )
         axis.set_yticks(range(len(table)), list(table))
-        axis.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 100), xlabel="accuracy (%)")
+        lowest = min(cells[column][0] for cells in table.values() for column in columns)
+        axis.set(ylim=(len(table) - 0.5, -0.5), xlabel="accuracy (%)")
+        axis.set_xlim(10 * math.floor(lowest / 10) - 1, 101)
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
