@@ -102,6 +102,11 @@ def test_plain_adds_clean_and_adversarial_cross_entropies_of_all_members(togethe
         x_adv = attacked(average if together else lambda z, e=expert: e(z)[0].log_softmax(1))
         hand += F.cross_entropy(expert(x)[0], y) + F.cross_entropy(expert(x_adv)[0], y)
     torch.testing.assert_close(plain.method_loss(model, settings)(x, y), hand)
+    if not together:
+        clean = sum(F.cross_entropy(expert(x)[0], y) for expert in model.experts)
+        torch.testing.assert_close(
+            plain.plain_loss(model, settings_of(plain, eps=0.0))(x, y), clean
+        )
 
 
 # ----------------------------------------------------------------------------------------- ADP
@@ -224,7 +229,7 @@ def test_gal_networks_have_leaky_relus():
 @pytest.mark.parametrize("layer", [1, 2, 3, 7, 8])
 def test_dverge_distils_features_of_the_target_within_the_ball(layer):
     torch.manual_seed(0)
-    expert, settings = ResNet(8, 1, 10, 8).eval(), settings_of(dverge)
+    expert, settings = ResNet(8, 1, 10, 8).eval(), settings_of(dverge, distill_alpha=0.02)
     x, _ = a_batch(64)
     x_target = x.roll(1, 0)
     features = dverge.features_at(expert, layer)
