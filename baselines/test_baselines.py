@@ -372,6 +372,15 @@ def test_every_method_is_trained_saved_loaded_and_attacked(way, tmp_path, capsys
     assert f"  {me}: " in capsys.readouterr().out  # what the model says, and not one expert
 
 
+def test_infer_gives_the_answer_of_the_vote_not_of_the_first_member(capsys):
+    weights = torch.zeros(3, 10, 64)
+    weights[0, 3], weights[1:, 7] = 0.01, 1.0
+    model = Ensemble([Linear(w) for w in weights])
+    answers, titles = infer.describe(model, torch.ones(1, 1, 8, 8), ["an image"])
+    assert answers == [7] and titles == ["7 by the vote"]
+    assert "  expert 1: 3\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("way", ["adp", "dverge", "more"])
 def test_a_baseline_resumes_bit_for_bit(way, tmp_path, monkeypatch):
     """Adam's moments, DVERGE's layer and the gate come back too."""
