@@ -18,7 +18,7 @@ from experiments import compare
 from models import Collaboration, Ensemble, Mixture, ResNet
 from support import files, options
 from train_collab import stage2_loss
-from train_submodel import stage1_loss
+from train_submodel import stage1_loss, training_attack
 
 SMALL = "--depth 2 --n 2 --epochs 2 --steps 2 --eps 0.1 --device cpu".split()
 WAYS = {  # every method, and every way to run it
@@ -107,6 +107,17 @@ def test_plain_adds_clean_and_adversarial_cross_entropies_of_all_members(togethe
         torch.testing.assert_close(
             plain.plain_loss(model, settings_of(plain, eps=0.0))(x, y), clean
         )
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_training_attack_starts_at_random_only_where_asked(random_start):
+    """A step of 1e-4 shows where it started."""
+    torch.manual_seed(0)
+    expert, (x, y) = Linear(torch.randn(10, 64)), a_batch()
+    settings = settings_of(plain, alpha=1e-4, steps=1, random_start=random_start)
+    x_adv = training_attack(lambda z: expert(z)[0], x, y, settings)
+    far = (x_adv - x).abs().max()
+    assert 0.05 < far <= 0.1 + 1e-6 if random_start else far <= 1e-4 + 1e-6
 
 
 # ----------------------------------------------------------------------------------------- ADP
