@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import expert_losses
+from baselines import clean_and_attacked
 from models import vote
 from support import options
-from train_submodel import TrainingLoss, run, training_attack
+from train_submodel import TrainingLoss, run
 
 
 def entropy_of_the_mean(logits: Tensor) -> Tensor:
@@ -53,11 +54,7 @@ def adp_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
         raise ValueError("ADP's determinant needs float64, which mps lacks: give --device cpu")
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        batches = [x]
-        if settings.eps:
-            model.eval()
-            batches.append(training_attack(model, x, y, settings))
-        model.train()
+        batches = clean_and_attacked(model, x, y, settings)
         clean, *adversarial = [model.all_experts(batch)[0] for batch in batches]  # [M, B, K]
         promoted = settings.entropy * entropy_of_the_mean(clean)
         promoted = promoted + settings.diversity * log_determinant(clean, y)

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import expert_losses
+from baselines import clean_and_attacked
 from support import options
-from train_submodel import TrainingLoss, run, training_attack
+from train_submodel import TrainingLoss, run
 
 
 def coherence(losses: list[Tensor], x: Tensor) -> Tensor:
@@ -47,11 +48,7 @@ def gal_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     model.to(memory_format=torch.contiguous_format)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        x, adversarial = x.contiguous(), []
-        if settings.eps:
-            model.eval()
-            adversarial.append(training_attack(model, x, y, settings))
-        model.train()
+        x, *adversarial = clean_and_attacked(model, x.contiguous(), y, settings)
         x = noisy(x, settings.noise).requires_grad_()
         # One loss at a time: a stack of them would lead every gradient through all members.
         losses = [F.cross_entropy(e(x)[0], y, reduction="none") for e in model.experts]  # M x [B]

@@ -14,8 +14,9 @@ from argparse import Namespace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from baselines import clean_and_attacked
 from support import options
-from train_submodel import TrainingLoss, run, training_attack
+from train_submodel import TrainingLoss, run
 
 
 def more_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
@@ -23,11 +24,7 @@ def more_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     weights sum to 1 as Eq. 7's do; for the factor M see stage1_loss."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        batches = [x]
-        if settings.eps:
-            model.eval()
-            batches.append(training_attack(model, x, y, settings))
-        model.train()
+        batches = clean_and_attacked(model, x, y, settings)
         return settings.n * sum(F.cross_entropy(model(batch), y) for batch in batches)
 
     return loss

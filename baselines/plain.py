@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import expert_losses
+from baselines import clean_and_attacked
 from support import options
-from train_submodel import TrainingLoss, attack_each_expert, run, training_attack
+from train_submodel import TrainingLoss, attack_each_expert, run
 
 
 def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -48,10 +49,8 @@ def together_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """Every member on clean images and on PGD against the vote of all."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        model.eval()
-        x_adv = training_attack(model, x, y, settings)
-        model.train()
-        return sum_of_losses(model, x, y) + sum_of_losses(model, x_adv, y)
+        batches = clean_and_attacked(model, x, y, settings)
+        return sum(sum_of_losses(model, batch, y) for batch in batches)
 
     return loss
 
