@@ -26,7 +26,7 @@ from tqdm import tqdm
 import data
 from attacks import adaptive, auto_pgd, expert_losses, pgd, square
 from models import Collaboration, Ensemble, Mixture, ResNet, vote
-from support import files, options, pictures
+from support import files, options, pictures, ranks
 
 MAX_IMAGES = 1000  # of the test set, in a table
 BATCH_SIZE = 250
@@ -141,11 +141,15 @@ def in_batches(
     attack: Attack, model: Classifier, x: Tensor, y: Tensor, batch_size: int, name: str
 ) -> Tensor:
     """attack(model, x, y) for x [N, C, H, W]; on a terminal a bar says how far it is."""
-    if getattr(attack, "takes_all_images", False):
-        return attack(model, x, y)
-    pairs = list(zip(x.split(batch_size), y.split(batch_size)))
-    bar = tqdm(pairs, f"attack on {name}", leave=False, disable=None)
-    return torch.cat([attack(model, *pair) for pair in bar])
+
+    def all_of(x: Tensor, y: Tensor) -> Tensor:
+        if getattr(attack, "takes_all_images", False):
+            return attack(model, x, y)
+        pairs = list(zip(x.split(batch_size), y.split(batch_size)))
+        bar = tqdm(pairs, f"attack on {name}", leave=False, disable=True if ranks.rank() else None)
+        return torch.cat([attack(model, *pair) for pair in bar])
+
+    return ranks.split(all_of, x, y)
 
 
 @torch.no_grad()
@@ -443,6 +447,8 @@ def run(args: Namespace) -> int:
             raise ValueError(f"--{name} is {getattr(args, name)}: it must be at least 1")
     if not args.wanted:
         return tabulate(args, model, settings, device)
+    if ranks.rank():  # a few images are no work for many
+        return 0
     eps = args.eps[0]
     ((name, attack),) = standard_pgd(eps, args.steps).items()
     torch.manual_seed(args.seed)
@@ -493,6 +499,8 @@ def tabulate(args: Namespace, model: nn.Module, settings: dict, device: torch.de
         seeds = tuple(range(args.seed, args.seed + args.seeds))
         results[eps] = report(model, x, y, attacks, transfer=transfer, seeds=seeds)
         print_report(results[eps], row_of(model), len(x), eps)
+    if ranks.rank():
+        return 0
     path = files.first_free(folder, "attacks", ".json", ".png")
     content = {
         "command": vars(args),
@@ -551,7 +559,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     args = parser.parse_args(argv)
     try:
-        return run(args)
+        ranks.start(args.device)
+        with ranks.dying_together():
+            return run(args)
     except (ValueError, OSError) as error:
         parser.error(error)
     except KeyboardInterrupt:

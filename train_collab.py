@@ -48,10 +48,10 @@ def stage2_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     each = sample_loss if settings.weights == "best" else confidence_weighted_loss
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        model.eval()
+        model.eval().requires_grad_(False)
         # x~_c = PGD on the logits that Algorithm 1 returns
         x_adv = training_attack(model, x, y, settings)  # [B, C, H, W]
-        model.train()
+        model.train().requires_grad_(True)
         clean = each(model, x, y, settings).mean()
         adversarial = each(model, x_adv, y, settings).mean()
         return M * (clean + adversarial)  # M: see stage1_loss

@@ -26,7 +26,7 @@ import data
 import infer
 from attacks import expert_losses, pgd
 from models import Ensemble
-from support import files, options, pictures
+from support import files, graphs, options, pictures, ranks
 
 TrainingLoss = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W] in [0, 1], y [B] -> scalar
 
@@ -77,9 +77,9 @@ def stage1_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     M = settings.n
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        model.eval()
+        model.eval().requires_grad_(False)  # the attack needs gradients for the input alone
         x_adv = attack_each_expert(model, x, y, settings)  # [M * B, C, H, W]
-        model.train()
+        model.train().requires_grad_(True)
         clean = sample_loss(model, x, y, settings).mean()
         adversarial = sample_loss(model, x_adv, y.repeat(M), settings).mean()
         # M: the weights of Eq. 7 sum to 1 over experts, so without it each expert would move 1/M
@@ -137,30 +137,31 @@ def train(
             "history": history,
             "rng": files.rng_state(device),
         }
-        files.save_checkpoint(Path(settings.out) / "model.pt", state)
+        path = Path(settings.out) / "model.pt"
+        ranks.from_rank_0(lambda: files.save_checkpoint(path, state))
         return state
 
     if not done:
         checkpoint = save()
-    # No cache of bfloat16 weights: in some versions one filled without gradients cuts them off.
-    low = settings.precision == "bfloat16"
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+    step = forward_and_backward(model, loss, settings)
     steps, name = settings.steps_per_epoch, f"stage {stage}"
-    bar = tqdm(total=epochs * steps, initial=done * steps, disable=not sys.stderr.isatty())
+    quiet = not sys.stderr.isatty() or ranks.rank() > 0
+    bar = tqdm(total=epochs * steps, initial=done * steps, disable=quiet)
     with bar:
         for epoch in range(done + 1, epochs + 1):
             start, total = time.perf_counter(), torch.zeros((), device=device)
             bar.set_description(f"{name}, epoch {epoch}/{epochs}")
-            for step, (x, y) in enumerate(shuffled_batches(x_train, y_train, settings)):
-                with autocast:
-                    batch_loss = loss(x, y)
+            for number, (x, y) in enumerate(shuffled_batches(x_train, y_train, settings)):
                 optimizer.zero_grad()
-                batch_loss.backward()
+                batch_loss = step(x, y)
+                ranks.average_gradients(model)
                 optimizer.step()
-                total += batch_loss.detach()
-                if step % 20 == 0:  # reading it makes the device wait
+                total += batch_loss
+                if number % 20 == 0:  # reading it makes the device wait
                     bar.set_postfix(loss=f"{batch_loss.item():.3f}")
                 bar.update()
+            ranks.average_statistics(model)
+            ranks.average([total])
             lr = scheduler.get_last_lr()[0]
             scheduler.step()
             mean_loss = total.item() / steps  # is it finite? Asked once an epoch: asking waits
@@ -182,10 +183,46 @@ def train(
     return checkpoint
 
 
+def forward_and_backward(
+    model: nn.Module, loss: TrainingLoss, settings: Namespace
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A step without its update: (x, y) -> the loss, detached; it fills every .grad, None before.
+
+    With settings.compile the networks' element-wise work is fused, and on a GPU the whole step is
+    launched at once, unless the loss says that it is not `compilable`.
+    """
+    device = next(model.parameters()).device
+    # No cache of bfloat16 weights: in some versions one filled without gradients cuts them off.
+    low = settings.precision == "bfloat16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+    fast = options.compile_pays(device) if settings.compile is None else settings.compile
+    fast = fast and getattr(loss, "compilable", True)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        with autocast:
+            batch_loss = loss(x, y)
+        batch_loss.backward()
+        return batch_loss.detach()
+
+    if not fast:
+        return step
+    for expert in model.experts:
+        expert.backbone.compile(dynamic=False)
+    torch._dynamo.config.recompile_limit = 64  # several depths, each in train and eval mode
+    torch.compiler.set_stance("force_eager")  # outside of the step, evaluation above all
+
+    def compiled_step(x: Tensor, y: Tensor) -> Tensor:
+        with torch.compiler.set_stance("default"):
+            return step(x, y)
+
+    return graphs.replayed(compiled_step, model) if device.type == "cuda" else compiled_step
+
+
 def shuffled_batches(
     x_train: Tensor, y_train: Tensor, settings: Namespace
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch's batches: float32 images in [0, 1] and labels, on the device of x_train.
+    """One epoch's batches, this rank's share of each: float32 images in [0, 1] and labels, on the
+    device of x_train.
 
     The last, partial batch is dropped. Random numbers are drawn on the CPU, for the whole epoch:
     the same on every device.
@@ -195,6 +232,7 @@ def shuffled_batches(
     shifts = torch.randint(0, 9, (2, n)).to(device)
     flips = (torch.rand(n) < 0.5).to(device)
     for i in order.split(settings.batch_size)[: max(1, n // settings.batch_size)]:
+        i = ranks.share(i)
         x = x_train[i]
         if settings.augment:
             x = crop_and_flip(x, *shifts[:, i], flips[i])
@@ -250,27 +288,43 @@ def run(
     """
     given = vars(parser.parse_args(argv))
     try:
-        settings, dataset, model, checkpoint, losses = set_up(parser, given, method, stages)
+        ranks.start(given.get("device"))
+        with ranks.dying_together():
+            settings, dataset, model, checkpoint, losses = set_up(parser, given, method, stages)
     except (ValueError, OSError) as error:
         parser.error(error)
     except KeyboardInterrupt:
         print("stopped before training began", file=sys.stderr)
         return 130
     try:
-        for stage, loss in losses.items():
-            checkpoint = train(model, loss, dataset, settings, stage, checkpoint)
-            stage_has_ended = checkpoint["history"][-1]["stage"] == stage  # not one long since
-            if stage_has_ended and stage < max(settings.stage_epochs):
-                files.save_checkpoint(Path(settings.out) / "submodels.pt", checkpoint)
-        finish(model, dataset, settings, checkpoint["history"])
+        with ranks.dying_together():
+            train_stages(model, losses, dataset, settings, checkpoint)
     except FloatingPointError as error:
         parser.error(error)
     except files.SaveError as error:
         parser.error(f"{error}; make room there; {how_to_go_on(parser.prog, settings.out)}")
     except KeyboardInterrupt:
-        print(f"\nstopped; {how_to_go_on(parser.prog, settings.out)}", file=sys.stderr)
+        if ranks.rank() == 0:
+            print(f"\nstopped; {how_to_go_on(parser.prog, settings.out)}", file=sys.stderr)
         return 130
     return 0
+
+
+def train_stages(
+    model: nn.Module,
+    losses: dict[int, TrainingLoss],
+    dataset: data.Data,
+    settings: Namespace,
+    checkpoint: dict | None,
+) -> None:
+    """Every stage from the checkpoint on, and the table."""
+    for stage, loss in losses.items():
+        checkpoint = train(model, loss, dataset, settings, stage, checkpoint)
+        stage_has_ended = checkpoint["history"][-1]["stage"] == stage  # not one long since
+        if stage_has_ended and stage < max(settings.stage_epochs):
+            path, state = Path(settings.out) / "submodels.pt", checkpoint
+            ranks.from_rank_0(lambda path=path, state=state: files.save_checkpoint(path, state))
+    finish(model, dataset, settings, checkpoint["history"])
 
 
 def how_to_go_on(prog: str, out: str) -> str:
@@ -291,10 +345,14 @@ def set_up(
     checkpoint = None
     resume = given.pop("resume", None)
     if resume is not None:
-        checkpoint = files.checkpoint_to_resume(resume, method, set(given))
+        checkpoint = ranks.from_rank_0(
+            lambda: files.checkpoint_to_resume(resume, method, set(given))
+        )
         of_run = parser.defaults | checkpoint["settings"] | given
         settings = Namespace(**of_run | {"out": resume})
-        dataset = infer.load_data_of(checkpoint["settings"], settings.data)
+        dataset = ranks.from_rank_0(
+            lambda: infer.load_data_of(checkpoint["settings"], settings.data)
+        )
         if dataset.checksum != settings.data_checksum:
             raise ValueError(
                 f"{settings.data} holds other images than those of the run in {resume}"
@@ -302,8 +360,11 @@ def set_up(
     else:
         settings = Namespace(**parser.defaults | given, method=method)
         options.check(settings, parser.eps_may_be_0)
-        dataset = data.load(settings.data)
+        dataset = ranks.from_rank_0(lambda: data.load(settings.data))
     options.fill_in(settings, dataset)
+    batch_size = min(settings.batch_size, len(dataset.x_train))
+    if batch_size % ranks.count():
+        raise ValueError(f"a batch has {batch_size} images: {ranks.count()} ranks cannot share it")
     if not checkpoint:
         settings.stage_epochs = share_epochs(settings, list(stages))
     device = options.pick_device(settings.device)
@@ -316,8 +377,10 @@ def set_up(
         files.set_rng_state(checkpoint["rng"], device)
     else:
         if getattr(settings, "submodels", None) is not None:
-            infer.load_weights(model, files.stage1_checkpoint(settings))
-        settings.out = files.make_folder(settings)
+            stage1 = ranks.from_rank_0(lambda: files.stage1_checkpoint(settings))
+            infer.load_weights(model, stage1)
+        settings.out = ranks.from_rank_0(lambda: files.make_folder(settings))
+    ranks.last_words = f"to go on: {files.command(parser.prog, '--resume', settings.out)}"
     channels, height, width = dataset.image_shape
     hint = "" if settings.data == "cifar10" else "; the paper's setting is --data cifar10"
     print(
@@ -360,6 +423,8 @@ def finish(model: nn.Module, dataset: data.Data, settings: Namespace, history: l
         **result,
     }
     out = Path(settings.out)
+    if ranks.rank():
+        return
     files.write(out / "curves.png", pictures.curves(history))
     files.write(out / "metrics.json", json.dumps(metrics, indent=1).encode())
     print(f"\nWrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -11,7 +11,7 @@ def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Namespa
     """[x, x~], x~ = PGD against the whole model; [x] where eps is 0. Ends in train mode."""
     batches = [x]
     if settings.eps:
-        model.eval()
+        model.eval().requires_grad_(False)
         batches.append(training_attack(model, x, y, settings))
-    model.train()
+    model.train().requires_grad_(True)
     return batches

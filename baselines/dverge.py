@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from attacks import pgd
 from baselines.plain import plain_loss, sum_of_own_losses
-from support import options
+from support import options, ranks
 from train_submodel import TrainingLoss, attack_each_expert, run
 
 
@@ -81,8 +81,10 @@ def dverge_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     random layer for each epoch; and sum_i CE_i on PGD against member i."""
     if settings.n < 2:
         raise ValueError(f"--n is {settings.n}: members learn from each other, so DVERGE needs 2")
-    if settings.batch_size < 2:
-        raise ValueError("--batch-size is 1: an image's target is another one of its batch")
+    if settings.batch_size < 2 * ranks.count():
+        raise ValueError(
+            f"--batch-size is {settings.batch_size}: an image's target is another one of its batch"
+        )
     step, layer = 0, 1
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -90,11 +92,11 @@ def dverge_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
         if step % settings.steps_per_epoch == 0:
             layer = int(torch.randint(1, settings.depth + 1, ()))
         step += 1
-        model.eval()
+        model.eval().requires_grad_(False)
         x_target = x.roll(1, 0)  # images come in random order, so any other one is a random one
         distilled = [distill(expert, layer, x, x_target, settings) for expert in model.experts]
         x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
-        model.train()
+        model.train().requires_grad_(True)
         total = sum_of_own_losses(model, x_adv, y)
         for i, expert in enumerate(model.experts):
             for j, x_j in enumerate(distilled):
@@ -102,6 +104,7 @@ def dverge_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
                     total = total + F.cross_entropy(expert(x_j)[0], y)
         return total
 
+    loss.compilable = False  # each epoch has another layer, and hooks read it
     return loss
 
 

@@ -57,6 +57,7 @@ def gal_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
             total = total + expert_losses(model.all_experts(x_adv)[0], y).mean()
         return settings.n * total  # M: see stage1_loss
 
+    loss.compilable = False  # torch.compile does not differentiate twice
     return loss
 
 

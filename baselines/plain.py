@@ -37,9 +37,9 @@ def plain_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
     """Each member on clean images and on PGD against itself; clean images alone where eps is 0."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        model.eval()
+        model.eval().requires_grad_(False)
         x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
-        model.train()
+        model.train().requires_grad_(True)
         return sum_of_losses(model, x, y) + sum_of_own_losses(model, x_adv, y)
 
     return loss

@@ -26,6 +26,7 @@ PGD, T = 10 of DVERGE's own:
 
 import contextlib
 import json
+import os
 import statistics
 import sys
 from argparse import Namespace
@@ -285,6 +286,8 @@ def main(argv: list[str] | None = None) -> int:
         options.pick_device(args.device)
         for depth in args.depth:
             ResNet(depth)  # is there one?
+        if "WORLD_SIZE" in os.environ:
+            raise ValueError("not under torchrun: give each process its --shard instead")
         Path(args.out).mkdir(parents=True, exist_ok=True)
         args.images = min(args.images or infer.MAX_IMAGES, len(dataset.x_test))
         way = f"{args.steps} steps, {args.queries} queries (rescaled), {args.images} images"

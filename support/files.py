@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from data import UNREADABLE, Data
+from support import ranks
 from support.options import flag
 
-MOVABLE = {"data", "device", "precision"}  # options that may stand beside --resume
+MOVABLE = {"data", "device", "precision", "compile"}  # options that may stand beside --resume
 
 
 class SaveError(OSError):
@@ -156,7 +157,11 @@ def stage1_checkpoint(settings: Namespace) -> dict:
 
 
 def command(prog: str, *arguments: str) -> str:
-    """`python prog arguments` as one can type it here, with the Python that runs."""
+    """`python prog arguments` as one can type it here, with the Python that runs; under torchrun
+    with as many processes."""
+    if ranks.count() > 1:
+        here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        prog = f"-m torch.distributed.run --nproc-per-node {here} -- {prog}"
     python, here = Path(sys.executable), Path.cwd()
     python = python.relative_to(here) if python.is_relative_to(here) else python
     words = [str(python), *prog.split(), *arguments]

@@ -1,7 +1,9 @@
 """The options of every training script, their defaults and checks; devices and precision."""
 
 import argparse
+import importlib.util
 import math
+import os
 import platform
 from argparse import Namespace
 
@@ -43,6 +45,11 @@ OPTIONS = {  # name: (default, type or choices, what it is); None: it depends, a
     "out": (None, str, "folder of the run (default: a new one in runs, named by its settings)"),
     "submodels": (None, str, "checkpoint of stage 1; all epochs are then stage 2's"),
     "device": (None, str, "cuda, mps or cpu (default: the first of them that is there)"),
+    "compile": (
+        None,
+        bool,
+        "torch.compile and CUDA graphs; the first steps are then slow (default: on a GPU)",
+    ),
     "precision": (
         None,
         ("bfloat16", "float32"),
@@ -67,7 +74,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: object):
-        self.exit(2, f"{self.prog}: error: {' '.join(str(message).split())}\n")
+        line = f"{self.prog}: error: {' '.join(str(message).split())}\n"
+        self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)  # torchrun starts many
 
 
 def flag(name: str) -> str:
@@ -165,6 +173,8 @@ def pick_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or there[0])
         torch.zeros(1, device=device).item()
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # where graphs and streams are made
     except (RuntimeError, AssertionError, ImportError):
         raise ValueError(f"no device {name!r}: this machine has {', '.join(there)}") from None
     return device
@@ -178,6 +188,11 @@ def best_precision(device: torch.device) -> str:
     if device.type == "cpu" and any(getattr(torch.cpu, query, bool)() for query in queries):
         return "bfloat16"
     return "float32"
+
+
+def compile_pays(device: torch.device) -> bool:
+    """On a GPU, where torch.compile has what it needs; elsewhere only on request."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def versions() -> dict[str, str]:

@@ -89,6 +89,27 @@ def methods(
     return as_png(figure)
 
 
+def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
+    """{axis: {value: {"stage 1", "predicted 1" and so on: seconds, "memory": GiB}}}:
+    above the times, dashed what was predicted; below the memory."""
+    size = (3.4 * len(tables), 5.5)
+    figure, axes = plt.subplots(2, len(tables), figsize=size, squeeze=False, layout="constrained")
+    for (above, below), (name, table) in zip(axes.T, tables.items()):
+        for stage in (1, 2):
+            measured, predicted = (
+                [point[f"{what} {stage}"] for point in table.values()]
+                for what in ("stage", "predicted")
+            )
+            above.plot(list(table), measured, f"C{stage}o-", label=f"stage {stage}")
+            above.plot(list(table), predicted, f"C{stage}--", label="predicted by its passes")
+        memory = [point["memory"] for point in table.values()]
+        below.plot(list(table), memory, "ko-")
+        above.set(ylim=(0, None), ylabel="seconds a step")
+        below.set(ylim=(0, 1.1 * max(memory)), ylabel="peak memory (GiB)", xlabel=name)
+    axes[0, 0].legend(fontsize=8)
+    return as_png(figure)
+
+
 def answers(names: list[str], columns: dict[str, tuple[Tensor, list[str]]]) -> bytes:
     """A row for each name, a column {heading: (images [N, C, H, W] in [0, 1], their titles)}."""
     rows = len(names)

@@ -1,0 +1,171 @@
+"""Two processes train as one does: torchrun on the CPU, with gloo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import infer
+import train_collab
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--depth 2 --n 2 --epochs 4 --steps 2 --eps 0.1 --device cpu --precision float32".split()
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
+
+
+def torchrun(*command, processes=2, wait=True):
+    """The finished process, or the running one, of torchrun from the project's folder."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # --: or torchrun takes --n for the start of an option of its own
+    words += ["--nproc-per-node", str(processes), "--", *map(str, command)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, **pipes)
+    if not wait:
+        return process
+    process.out, process.err = process.communicate(timeout=300)
+    return process
+
+
+GRADIENT = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from argparse import Namespace
+from models import Collaboration, ResNet
+from support import options, ranks
+import train_submodel
+
+ranks.start("cpu")
+assert ranks.count() == int(sys.argv[2])
+torch.manual_seed(0)
+model = Collaboration([ResNet(8, 1, 10, 8) for _ in range(3)]).eval()
+x_adv, y = torch.rand(64, 1, 8, 8), torch.randint(10, (64,))
+settings = Namespace(**{{name: default for name, (default, *_) in options.OPTIONS.items()}})
+x_adv, y = ranks.share(x_adv), ranks.share(y)
+train_submodel.sample_loss(model, x_adv, y, settings).mean().backward()
+ranks.average_gradients(model)
+ranks.average_gradients(model)  # the average of equal ones is the same
+if ranks.rank() == 0:
+    torch.save([p.grad for p in model.parameters()], sys.argv[1])
+"""
+
+
+def test_averaged_gradient_is_the_one_process_gradient(tmp_path):
+    """For given x_adv, and batch norm in eval mode."""
+    script = tmp_path / "gradient.py"
+    script.write_text(GRADIENT.format(root=str(ROOT)))
+    grads = []
+    for processes in (1, 2):
+        path = tmp_path / f"{processes}.pt"
+        done = torchrun(script, path, processes, processes=processes)
+        assert done.returncode == 0, done.err
+        grads.append(torch.load(path))
+    for one, two in zip(*grads):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
+
+
+WEIGHTS = """
+import sys, torch
+sys.path.insert(0, {root!r})
+import train_collab, train_submodel
+from support import ranks
+
+def keep(model, *_):
+    torch.save(model.state_dict(), f"{{sys.argv[1]}}-{{ranks.rank()}}.pt")
+
+train_submodel.finish = keep
+train_collab.main(sys.argv[2:])
+"""
+
+
+def test_ranks_hold_the_same_weights_and_statistics_after_training(tmp_path):
+    """Each learns other images: without the averages they would part."""
+    script = tmp_path / "weights.py"
+    script.write_text(WEIGHTS.format(root=str(ROOT)))
+    out = ["--out", tmp_path / "run", "--random-start"]
+    done = torchrun(script, tmp_path / "rank", *SMALL, *out)
+    assert done.returncode == 0, done.err
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_two_processes_reach_the_accuracy_of_one(tmp_path):
+    """And rank 0 alone prints and writes."""
+    flags = [*SMALL, "--depth", "8", "--epochs", "6"]
+    assert train_collab.main([*flags, "--out", str(tmp_path / "one")]) == 0
+    done = torchrun("train_collab.py", *flags, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.err
+    assert done.out.count("Accuracy (%)") == 1
+    tables = []
+    for name in ("one", "two"):
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert len(metrics["epochs"]) == 6
+        tables.append(metrics["table"]["collaboration"])
+    for column in ("clean", "pgd-20"):
+        one, two = (table[column] for table in tables)
+        assert abs(one - two) < 10  # of 360 digits, whose standard error is up to 2.6 points
+        assert two > 50
+    assert infer.load(tmp_path / "two")
+
+
+def test_a_run_resumes_with_another_number_of_ranks(tmp_path):
+    import train_submodel
+
+    save, out = train_submodel.files.save_checkpoint, tmp_path / "run"
+
+    def stop(path, checkpoint):
+        save(path, checkpoint)
+        if checkpoint["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train_submodel.files.save_checkpoint", stop)
+        assert train_collab.main([*SMALL, "--out", str(out)]) == 130
+    done = torchrun("train_collab.py", "--resume", out, "--device", "cpu")
+    assert done.returncode == 0, done.err
+    assert len(json.loads((out / "metrics.json").read_text())["epochs"]) == 4
+
+
+def test_bad_input_is_one_line_of_rank_0(tmp_path):
+    done = torchrun("train_collab.py", *SMALL, "--batch-size", "127", "--out", tmp_path / "run")
+    ours = [line for line in done.err.splitlines() if "train_collab.py: error" in line]
+    assert len(ours) == 1 and "2 ranks cannot share it" in ours[0]
+    assert done.returncode != 0 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_rank_dies_one_line_says_so_and_nothing_hangs(victim, tmp_path):
+    out = tmp_path / "run"
+    flags = [*SMALL, "--epochs", "4000", "--batch-size", "126", "--out", out]
+    running = torchrun("train_collab.py", *flags, processes=3, wait=False)
+    for _ in range(600):
+        if (out / "model.pt").exists():
+            break
+        time.sleep(0.1)
+    children = subprocess.run(
+        ["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    ranks = {}
+    for pid in children:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks |= {int(word[5:]): int(pid) for word in words if word.startswith(b"RANK=")}
+    time.sleep(1)
+    os.kill(ranks[victim], signal.SIGKILL)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode != 0
+    ours = [line for line in error.splitlines() if "a rank has died" in line]
+    assert (
+        len(ours) == 1 and "torch.distributed.run --nproc-per-node 3 -- train_collab.py" in ours[0]
+    )
+    assert f"--resume {out}" in ours[0]
+    assert error.count("Traceback") <= 1  # torchrun's own
