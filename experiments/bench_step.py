@@ -9,10 +9,14 @@ the last two lines hold the medians in seconds. In units of one expert's forward
 pass for input or weights alone counts 1, for both 2), a stage-1 step costs 126 plainly and 96 here;
 a stage-2 step 108 plainly and 78 here, 68 on a CPU, where only the answering expert is attacked.
 
+With --ablate the ways down from the one to the other are timed one after the other.
+
 Above them, for each method of baselines/: its step as a ratio to SoE's, the mean of both stages
 where there are two, in the same run, beside the ratio of the hours in the paper's Table 1.
 """
 
+import argparse
+import math
 import platform
 import statistics
 import sys
@@ -25,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infer
+import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from support import options
 from train_collab import stage2_loss
@@ -94,24 +99,46 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int) -
 
 
 def our_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: TrainingLoss, precision: str
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: TrainingLoss, settings: Namespace
 ) -> Callable:
-    """The body of train_submodel.train's loop."""
-    device = next(model.parameters()).device
-    low = precision == "bfloat16"
+    """What train_submodel.train's loop does with a batch."""
+    forward_and_backward = train_submodel.forward_and_backward(model, loss, settings)
 
     def step(x: Tensor, y: Tensor) -> None:
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False):
-            batch_loss = loss(x, y)
         optimizer.zero_grad()
-        batch_loss.backward()
+        forward_and_backward(x, y)
         optimizer.step()
 
     return step
 
 
-def rival_steps(device: torch.device, precision: str) -> dict[tuple[str, int], Callable]:
+def ablation(x: Tensor, y: Tensor, repeats: int) -> None:
+    """Prints the seconds of a step of each stage, one way down after the other."""
+    device = x.device
+    ways = {"input gradients alone": ("float32", False, False)}
+    ways["+ channels-last"] = ("float32", True, False)
+    ways["+ bfloat16"] = (SETTINGS.precision, True, False)
+    ways["+ compiled, or gathered on a CPU"] = (SETTINGS.precision, True, True)
+    print(f"{'':34}{'stage 1':>9}{'stage 2':>9}")
+    for name, (precision, channels_last, last) in ways.items():
+        medians = []
+        for make in (stage1_loss, stage2_loss):
+            model = infer.build(vars(SETTINGS)).to(device)
+            if channels_last:
+                model.to(memory_format=torch.channels_last)
+                x = x.contiguous(memory_format=torch.channels_last)
+            if not last:
+                model.forward = lambda z, m=model: m.combine(*m.all_experts(z))
+            fast = SETTINGS.compile if last else False
+            settings = Namespace(**vars(SETTINGS) | {"precision": precision, "compile": fast})
+            optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+            step = our_step(model, optimizer, make(model, settings), settings)
+            seconds(step, x, y)  # warms up
+            medians.append(statistics.median(seconds(step, x, y) for _ in range(repeats)))
+        print(f"{name:34}" + "".join(f"{median:9.2f}" for median in medians), flush=True)
+
+
+def rival_steps(device: torch.device) -> dict[tuple[str, int], Callable]:
     """{(name, stage): a step of a method of baselines/}."""
     steps = {}
     for name, (module, losses, _) in RIVALS.items():
@@ -120,8 +147,7 @@ def rival_steps(device: torch.device, precision: str) -> dict[tuple[str, int], C
         for stage, make in enumerate(losses, 1):
             model = infer.build(vars(settings)).to(device, memory_format=torch.channels_last)
             optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-            its_precision = settings.precision or precision
-            steps[name, stage] = our_step(model, optimizer, make(model, settings), its_precision)
+            steps[name, stage] = our_step(model, optimizer, make(model, settings), settings)
     return steps
 
 
@@ -135,22 +161,53 @@ def seconds(step: Callable, x: Tensor, y: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(device: torch.device) -> str:
+def measured_limits(device: torch.device, precision: str) -> tuple[float, float]:
+    """What this device reaches at best: multiply-adds a second, and bytes moved a second."""
+    size, dtype = (8192 if device.type == "cuda" else 2048), getattr(torch, precision)
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.zeros(2**27, device=device)  # 512 MiB, read and written
+    multiplying = min(seconds(lambda *_: a @ a, a, a) for _ in range(6))
+    moving = min(seconds(lambda *_: b.add_(1), b, b) for _ in range(6))
+    return size**3 / multiplying, 2 * 4 * 2**27 / moving
+
+
+def limit_seconds(stage: int, multiply_adds: float, bytes_moved: float) -> float:
+    """The time that a dense step would take, were all of it multiplying, or moving its maps.
+
+    A unit of an image costs 41 million multiply-adds, and a pass of forward and backward moves some
+    3 MB in bfloat16 with element-wise work fused, twice as much in float32.
+    """
+    M, S = SETTINGS.n, SETTINGS.steps
+    passes = M * S + (M + M**2 if stage == 1 else 2 * M)
+    megabytes = 3 if SETTINGS.precision == "bfloat16" else 6
+    units = {1: 96, 2: 78}[stage]
+    images = SETTINGS.batch_size
+    return max(
+        images * units * 41e6 / multiply_adds, images * passes * megabytes * 1e6 / bytes_moved
+    )
+
+
+def peak_gib(device: torch.device) -> float:
+    """Peak memory so far, in GiB: the GPU's, or this process's on a CPU; nan on Windows."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU's memory"
+        return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform == "win32":
-        return "not measured on Windows"
+        return math.nan
     import resource
 
     unit = 2**30 if sys.platform == "darwin" else 2**20
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB of RAM"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = options.Parser(__doc__, prog="-m experiments.bench_step")
+    parser.add_argument("--ablate", action="store_true", help="time each way down by itself")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: 5)")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], help="of our steps")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="ours (default: on a GPU)"
+    )
     args = parser.parse_args(argv)
     try:
         device = options.pick_device(args.device)
@@ -158,7 +215,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--repeats is {args.repeats}: it must be at least 1")
     except ValueError as error:
         parser.error(error)
-    precision = args.precision or options.best_precision(device)
+    precision = SETTINGS.precision = args.precision or options.best_precision(device)
+    SETTINGS.compile = args.compile if args.compile is not None else device.type == "cuda"
     print(
         f"{options.device_name(device)}, {precision}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
@@ -166,7 +224,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(0)
     x = torch.rand(SETTINGS.batch_size, *SETTINGS.image_shape, device=device)
     y = torch.randint(SETTINGS.num_classes, (SETTINGS.batch_size,), device=device)
-    steps = {}
+    if args.ablate:
+        ablation(x, y, args.repeats)
+        return 0
+    steps, x_last = {}, x.contiguous(memory_format=torch.channels_last)
     for stage in (1, 2):
         for way in ("plain", "ours"):
             model = infer.build(vars(SETTINGS)).to(device)
@@ -174,21 +235,22 @@ def main(argv: list[str] | None = None) -> int:
             if way == "ours":
                 model.to(memory_format=torch.channels_last)
                 loss = (stage1_loss if stage == 1 else stage2_loss)(model, SETTINGS)
-                steps[stage, way] = our_step(model, optimizer, loss, precision)
+                steps[stage, way] = our_step(model, optimizer, loss, SETTINGS)
             else:
                 steps[stage, way] = plain_step(model, optimizer, stage)
     times = {key: [] for key in steps}
     for way in ("ours", "plain"):
         for stage in (1, 2):
-            seconds(steps[stage, way], x, y)  # warms up
-        print(f"peak memory, {'ours' if way == 'ours' else 'both ways'}: {peak_memory(device)}")
-    rivals = rival_steps(device, precision)
+            seconds(steps[stage, way], x if way == "plain" else x_last, y)  # warms up
+        who = "ours" if way == "ours" else "both ways"
+        print(f"peak memory, {who}: {peak_gib(device):.2f} GiB")
+    rivals = rival_steps(device)
     times |= {key: [] for key in rivals}
     for step in rivals.values():
-        seconds(step, x, y)  # warms up
+        seconds(step, x_last, y)  # warms up
     for _ in range(args.repeats):
         for key, step in (steps | rivals).items():
-            times[key].append(seconds(step, x, y))
+            times[key].append(seconds(step, x if key[1] == "plain" else x_last, y))
     soe = statistics.mean(statistics.median(times[stage, "ours"]) for stage in (1, 2))
     print(f"{'':10}{'seconds':>9}{'to SoE':>9}{'Table 1':>9}")
     print(f"{'SoE':10}{soe:9.2f}{1:9.2f}{1:9.2f}")
@@ -196,6 +258,12 @@ def main(argv: list[str] | None = None) -> int:
         stages = range(1, len(losses) + 1)
         mine = statistics.mean(statistics.median(times[name, stage]) for stage in stages)
         print(f"{name:10}{mine:9.2f}{mine / soe:9.2f}" + (f"{in_paper:9.2f}" if in_paper else ""))
+    limits = measured_limits(device, precision)
+    print(f"{'':8}{'images/s':>10}{'of the limit':>14}")
+    for stage in (1, 2):
+        ours = statistics.median(times[stage, "ours"])
+        of_limit = limit_seconds(stage, *limits) / ours
+        print(f"stage{stage:<3}{SETTINGS.batch_size / ours:10.0f}{of_limit:14.1%}")
     for stage in (1, 2):
         plain, ours = (statistics.median(times[stage, way]) for way in ("plain", "ours"))
         print(f"stage{stage} plain {plain:.2f} ours {ours:.2f} ratio {plain / ours:.2f}")
