@@ -160,7 +160,7 @@ def train(
                 if number % 20 == 0:  # reading it makes the device wait
                     bar.set_postfix(loss=f"{batch_loss.item():.3f}")
                 bar.update()
-            ranks.average_statistics(model)
+            ranks.average_statistics(model)  # batch norm's: once an epoch, not once a step
             ranks.average([total])
             lr = scheduler.get_last_lr()[0]
             scheduler.step()
