@@ -45,7 +45,7 @@ def log_determinant(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def adp_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
-    """sum_i CE_i - alpha * H(mean_i f_i) - beta * ln det on clean images (their Eq. 5; alpha is
+    """sum_i CE_i - alpha * H(mean_i f_i) - beta * ln det on clean images (alpha is
     --entropy, beta --diversity), and sum_i CE_i on PGD against the vote."""
     if settings.n >= settings.num_classes:
         most = settings.num_classes - 1

@@ -57,7 +57,7 @@ def feature_distance(h: Tensor, h_target: Tensor) -> Tensor:
 
 
 def distill(expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: Namespace) -> Tensor:
-    """x' = argmin_z mean (h^l(z) - h^l(x_target))^2 over |z - x| <= distill_eps (their Eq. 1).
+    """x' = argmin_z mean (h^l(z) - h^l(x_target))^2 over |z - x| <= distill_eps.
 
     x, x_target [B, C, H, W] -> [B, C, H, W].
     """
@@ -77,7 +77,7 @@ def distill(expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: Names
 
 
 def dverge_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
-    """sum_i sum_{j != i} CE_i(x'_j, y), x'_j being distilled from member j (their Eq. 4), at one
+    """sum_i sum_{j != i} CE_i(x'_j, y), x'_j being distilled from member j, at one
     random layer for each epoch; and sum_i CE_i on PGD against member i."""
     if settings.n < 2:
         raise ValueError(f"--n is {settings.n}: members learn from each other, so DVERGE needs 2")

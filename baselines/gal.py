@@ -40,8 +40,8 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
 
 
 def gal_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
-    """mean_i CE_i + lambda * coherence on clean images, half of them noisy (lambda is --coherence),
-    and mean_i CE_i on PGD against the vote."""
+    """M times: mean_i CE_i + lambda * coherence on clean images, half of them noisy (lambda is
+    --coherence), and mean_i CE_i on PGD against the vote."""
     if settings.n < 2:
         raise ValueError(f"--n is {settings.n}: GAL compares members, so it needs at least 2")
     # On a CPU the second derivative of batch norm takes twice as long in channels-last.

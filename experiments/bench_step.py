@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import infer
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
+from experiments.compare import passes_of_a_batch
 from support import options
 from train_collab import stage2_loss
 from train_submodel import TrainingLoss, stage1_loss
@@ -171,20 +172,25 @@ def measured_limits(device: torch.device, precision: str) -> tuple[float, float]
     return size**3 / multiplying, 2 * 4 * 2**27 / moving
 
 
+def units(stage: int, M: int, S: int, gathered: bool = False) -> int:
+    """The cost of a step for each image of the batch, in one expert's forward passes."""
+    if stage == 1:
+        return 2 * M * S + 3 * (M + M**2)
+    attack = M * S + 2 * S if gathered and M > 1 else 2 * M * S
+    return attack + 6 * M
+
+
 def limit_seconds(stage: int, multiply_adds: float, bytes_moved: float) -> float:
     """The time that a dense step would take, were all of it multiplying, or moving its maps.
 
     A unit of an image costs 41 million multiply-adds, and a pass of forward and backward moves some
     3 MB in bfloat16 with element-wise work fused, twice as much in float32.
     """
-    M, S = SETTINGS.n, SETTINGS.steps
-    passes = M * S + (M + M**2 if stage == 1 else 2 * M)
-    megabytes = 3 if SETTINGS.precision == "bfloat16" else 6
-    units = {1: 96, 2: 78}[stage]
-    images = SETTINGS.batch_size
-    return max(
-        images * units * 41e6 / multiply_adds, images * passes * megabytes * 1e6 / bytes_moved
-    )
+    M, S, images = SETTINGS.n, SETTINGS.steps, SETTINGS.batch_size
+    per_pass = 3e6 if SETTINGS.precision == "bfloat16" else 6e6
+    multiplying = images * units(stage, M, S) * 41e6 / multiply_adds
+    moving = images * passes_of_a_batch("soe", M, S)[stage] * per_pass / bytes_moved
+    return max(multiplying, moving)
 
 
 def peak_gib(device: torch.device) -> float:

@@ -84,7 +84,8 @@ def plan(args: Namespace, dataset: data.Data) -> list[Namespace]:
             continue  # the two are the same
         epochs = args.epochs or options.default_epochs(args.data)
         if args.equal_passes:
-            epochs = epochs_at_equal_passes(method, args.methods[0], epochs, args.n, 10)
+            steps, *_ = options.OPTIONS["steps"]
+            epochs = epochs_at_equal_passes(method, args.methods[0], epochs, args.n, steps)
         for seed in range(args.seed, args.seed + args.seeds):
             run = Namespace(
                 method=method, rate=rate, depth=depth, eps=eps, seed=seed, epochs=epochs

@@ -43,15 +43,10 @@ BASE = {
 }
 
 
-def units(stage: int, point: dict, gathered: bool) -> float:
-    """The cost of a step that the passes predict."""
-    M, S = point["n"], point["steps"]
-    if stage == 1:
-        passes = 2 * M * S + 3 * (M + M**2)
-    else:
-        attack = M * S + 2 * S if gathered and M > 1 else 2 * M * S
-        passes = attack + 6 * M
-    return passes * point["batch_size"] * (point["depth"] - 2)
+def cost(stage: int, point: dict, gathered: bool) -> int:
+    """What the passes predict, in arbitrary units."""
+    of_an_image = bench_step.units(stage, point["n"], point["steps"], gathered)
+    return of_an_image * point["batch_size"] * (point["depth"] - 2)
 
 
 def measure(point: dict, device_name: str, precision: str, repeats: int) -> dict[str, float]:
@@ -110,13 +105,13 @@ def main(argv: list[str] | None = None) -> int:
 
             at_base = ask(base)
             for stage in (1, 2):
-                scale[stage] = at_base[f"stage {stage}"] / units(stage, base, gathered)
+                scale[stage] = at_base[f"stage {stage}"] / cost(stage, base, gathered)
             for axis in args.axes:
                 for value in AXES[axis]:
                     point = base | {axis: value}
                     found = at_base if point == base else ask(point)
                     for stage in (1, 2):
-                        predicted = scale[stage] * units(stage, point, gathered)
+                        predicted = scale[stage] * cost(stage, point, gathered)
                         found = found | {f"predicted {stage}": predicted}
                     tables.setdefault(LABELS[axis], {})[value] = found
                     cells = [

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -67,12 +68,15 @@ def _await_the_end() -> None:
 
 def die(reason: object) -> None:
     """Ends this process at once; of all ranks the first to notice says why and how to go on."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    if store.add("a rank has died", 1) == 1:  # torchrun itself keeps the tally
-        reason = str(reason).splitlines()[0]
-        sys.stderr.write(f"error: a rank has died ({reason}); {last_words}\n")
-        sys.stderr.flush()
-    os._exit(1)
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        tally = dist.TCPStore(*address, timeout=timedelta(seconds=10))  # torchrun itself keeps it
+        if tally.add("a rank has died", 1) == 1:
+            reason = " ".join(str(reason).splitlines()[:1])
+            sys.stderr.write(f"error: a rank has died ({reason}); {last_words}\n")
+            sys.stderr.flush()
+    finally:  # also where torchrun is gone: nothing may hang
+        os._exit(1)
 
 
 @contextmanager
