@@ -1,10 +1,11 @@
-"""The networks: a CIFAR ResNet with two heads, and the ways to make one model of several.
+"""The networks: a CIFAR ResNet with two heads, and three ways to make one model of M of them.
 
 Every expert j has one backbone and two heads on the same features: the P head gives the label
-probabilities f_j(x), the E head a confidence g_j(x) in (0, 1). `Collaboration` is the paper's
-Algorithm 1: the expert with the highest confidence answers. `Ensemble` is the vote it is compared
-with, `Mixture` weighs the experts by a gate. All of them map images in [0, 1] to logits, so
-whatever attacks a classifier attacks them.
+probabilities f_j(x); the E head gives g_j(x), which learns the probability that f_j gives to the
+true label, so that without labels the expert can still be picked. `Collaboration` is the
+appendix's Algorithm 1, inference: the expert with the highest confidence answers. `Ensemble` is
+the vote that it is compared with, `Mixture` weighs the experts by a gate. Each maps images in
+[0, 1] to logits, so whatever attacks a classifier attacks it.
 
     model = Collaboration([ResNet(depth=20) for _ in range(3)])
     logits = model(x)  # x [B, C, H, W] in [0, 1] -> [B, K]
@@ -94,93 +95,85 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] in [0, 1] -> (logits [B, K], confidence logit [B]), both float32."""
+        """Images [B, C, H, W] in [0, 1] -> (logits [B, K], g_logit [B]), float32; g = sigmoid."""
         features = self.features(x)
         # Heads in float32: confidences rounded to bfloat16 would tie, and argmax prefers expert 0.
         with torch.autocast(x.device.type, enabled=False):
-            e = self.e_head(features)
+            e = self.e_head(features)  # [B, 2]
             return self.p_head(features), e[:, 1] - e[:, 0]
 
     def features(self, x: Tensor) -> Tensor:
         """What both heads see: [B, C, H, W] -> [B, F], float32."""
         return self.pool(self.backbone((x - 0.5) / 0.25).float()).flatten(1)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """The expert as a classifier: [B, C, H, W] -> [B, K]."""
+        return self(x)[0]
 
-def rectified_score(logits: Tensor, confidence: Tensor, y: Tensor | None = None) -> Tensor:
-    """The logit of max_k f_k * g: the score of the authors' code, which rates P head and E head.
 
-    logits [..., B, K], confidence logit [..., B] -> [..., B]. With labels y [B], as in training,
-    no gradient flows through max_k f_k where the prediction is right.
+def rectified_score(logits: Tensor, g_logit: Tensor, y: Tensor | None = None) -> Tensor:
+    """The logit of max_k f_k * g: the score of the authors' code, which joins P head and E head.
+
+    logits [..., B, K], g_logit [..., B] -> [..., B]. With labels y [B], as in training, no gradient
+    flows through max_k f_k where the prediction is correct.
     """
     log_p_max, prediction = F.log_softmax(logits, -1).max(-1)
     if y is not None:
         log_p_max = torch.where(prediction == y, log_p_max.detach(), log_p_max)
-    log_score = (log_p_max + F.logsigmoid(confidence)).clamp(max=-1e-7)
+    log_score = (log_p_max + F.logsigmoid(g_logit)).clamp(max=-1e-7)
     return log_score - torch.log(-torch.expm1(log_score))  # logit(exp(log_score))
 
 
+def module_list(experts: list[nn.Module]) -> nn.ModuleList:
+    if not experts:
+        raise ValueError("a model needs at least one expert")
+    return nn.ModuleList(experts)
+
+
 class Collaboration(nn.Module):
-    """Algorithm 1: the logits of the expert with the highest score, for M >= 1 experts.
+    """The appendix's Algorithm 1: the expert with the highest score answers, for M >= 1 experts.
 
     `confidence` says what the score is: "ehead", g_j alone as in the paper, or "rectified",
     max_k f_j,k * g_j as in the authors' code. Raises ValueError for another rule or no expert.
     """
 
+    row = "collaboration"  # its row in the table
+
     def __init__(self, experts: list[nn.Module], confidence: str = "ehead"):
         super().__init__()
-        if not experts:
-            raise ValueError("a collaboration needs at least one expert")
         if confidence not in CONFIDENCES:
             raise ValueError(f"confidence is {confidence!r}: it must be {' or '.join(CONFIDENCES)}")
-        self.experts = nn.ModuleList(experts)
-        self.confidence = confidence
-
-    def score(self, logits: Tensor, confidence: Tensor, y: Tensor | None = None) -> Tensor:
-        """What Algorithm 1 compares, [M, B]; sigmoid(score) is the confidence."""
-        if self.confidence == "rectified":
-            return rectified_score(logits, confidence, y)
-        return confidence
+        self.experts, self.confidence = module_list(experts), confidence
 
     def all_experts(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [M, B, K], score [M, B])."""
-        logits, confidence = map(torch.stack, zip(*(expert(x) for expert in self.experts)))
-        return logits, self.score(logits, confidence, y)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> logits [B, K] of the most confident expert of each image."""
-        # On a CPU it pays to see first who answers, then to run the answering expert alone with
-        # gradients: in eval mode an image's logits do not depend on the batch it is in. Images
-        # under 32 x 32 are too small for that: the cost is then per operation, not per pixel.
-        pays = len(self.experts) > 1 and x.is_cpu and x.shape[2] * x.shape[3] >= 1024
-        if pays and x.requires_grad and not self.training:
-            return self._forward_gathered(x)
-        return self.combine(*self.all_experts(x))
+        """Images [B, C, H, W] -> (logits [M, B, K], score [M, B]), the confidence being
+        sigmoid(score). For y [B] see `rectified_score`."""
+        logits, g_logit = map(torch.stack, zip(*(expert(x) for expert in self.experts)))
+        if self.confidence == "rectified":
+            return logits, rectified_score(logits, g_logit, y)
+        return logits, g_logit
 
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """Algorithm 1, line 4: logits [M, B, K], score [M, B] -> [B, K]."""
-        chosen = score.argmax(0)  # [B]
-        return logits[chosen, torch.arange(len(chosen), device=chosen.device)]
+        """Algorithm 1, line 4, the answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
+        answering = score.argmax(0)  # [B]
+        return logits[answering, torch.arange(len(answering), device=answering.device)]
 
-    def _forward_gathered(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            chosen = self.all_experts(x)[1].argmax(0)  # [B]
-        groups = [(chosen == j).nonzero().squeeze(1) for j in range(len(self.experts))]
-        logits = torch.cat([e(x[group])[0] for e, group in zip(self.experts, groups) if len(group)])
-        return logits[torch.cat(groups).argsort()]
+    def forward(self, x: Tensor) -> Tensor:
+        return self.combine(*self.all_experts(x))
 
 
 class Ensemble(nn.Module):
     """The vote: log of the mean of the experts' probabilities, [B, K]. Ignores the E heads."""
 
+    row = "vote"
+
     def __init__(self, experts: list[nn.Module]):
         super().__init__()
-        if not experts:
-            raise ValueError("an ensemble needs at least one expert")
-        self.experts = nn.ModuleList(experts)
+        self.experts = module_list(experts)
 
     def all_experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (logits [M, B, K], score [M, B], all 0: nobody is preferred)."""
-        logits = torch.stack([expert(x)[0] for expert in self.experts])
+        logits = torch.stack([expert.logits(x) for expert in self.experts])
         return logits, logits.new_zeros(logits.shape[:2])
 
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
@@ -191,17 +184,22 @@ class Ensemble(nn.Module):
         return self.combine(*self.all_experts(x))
 
 
+def vote(logits: Tensor) -> Tensor:
+    """log mean_j softmax(logits_j): [M, B, K] -> [B, K], exact where a probability underflows."""
+    return torch.logsumexp(F.log_softmax(logits, -1), 0) - math.log(len(logits))
+
+
 class Mixture(nn.Module):
     """A mixture of experts: sum_j softmax(gate)_j * logits_j, [B, K]. Ignores the E heads.
 
     `gate` maps the features of all experts, [B, M * F], to a logit for each, [B, M].
     """
 
+    row = "mixture"
+
     def __init__(self, experts: list[nn.Module], gate: nn.Module):
         super().__init__()
-        if not experts:
-            raise ValueError("a mixture needs at least one expert")
-        self.experts, self.gate = nn.ModuleList(experts), gate
+        self.experts, self.gate = module_list(experts), gate
 
     def all_experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (logits [M, B, K], score [M, B], the gate's logits)."""
@@ -218,6 +216,28 @@ class Mixture(nn.Module):
         return self.combine(*self.all_experts(x))
 
 
-def vote(logits: Tensor) -> Tensor:
-    """log mean_j softmax(logits_j): [M, B, K] -> [B, K], exact where a probability underflows."""
-    return torch.logsumexp(F.log_softmax(logits, -1), 0) - math.log(len(logits))
+def build(settings: dict) -> nn.Module:
+    """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes.
+
+    Raises ValueError where settings["model"] is not collaboration, ensemble or mixture.
+    """
+    channels, *height_width = settings["image_shape"]
+    shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
+    slope = settings.get("slope", 0.0)  # GAL's
+    experts = [ResNet(*shape, slope=slope) for _ in range(settings["n"])]
+    match settings["model"]:
+        case "collaboration":
+            return Collaboration(experts, settings["confidence"])
+        case "ensemble":
+            return Ensemble(experts)
+        case "mixture":
+            features = sum(expert.p_head.in_features for expert in experts)
+            return Mixture(experts, nn.Linear(features, len(experts)))
+    raise ValueError(f"unknown model {settings['model']!r}")
+
+
+@torch.no_grad()
+def ask_experts(model: nn.Module, x: Tensor, batch_size: int = 250) -> tuple[Tensor, Tensor]:
+    """`model.all_experts`, a batch at a time: x [N, C, H, W] -> logits [M, N, K], score [M, N]."""
+    logits, score = zip(*map(model.all_experts, x.split(batch_size)))
+    return torch.cat(logits, 1), torch.cat(score, 1)

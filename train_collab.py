@@ -1,7 +1,7 @@
-"""Stage 2, collaboration training (the paper's Algorithm 2), and the main command.
+"""Stage 2, collaboration training (the main paper's Algorithm 2), and the main command.
 
 Stage 1 stops finding weak spots once every expert's own attack is answered. Stage 2 attacks the
-collaboration itself, the logits that Algorithm 1 returns, and trains on what it finds.
+collaboration itself, the logits that inference returns, and trains on what it finds.
 
     python train_collab.py --eps 0.03 --n 3                                # stage 1, stage 2, table
     python train_collab.py --eps 0.03 --n 3 --submodels RUN/submodels.pt   # stage 2, table
@@ -9,21 +9,21 @@ collaboration itself, the logits that Algorithm 1 returns, and trains on what it
 Without --submodels each stage has half of the epochs, its own schedule and fresh momentum.
 """
 
-import sys
 from argparse import Namespace
 
 import torch
 from torch import Tensor, nn
 
+import infer
 from attacks import expert_losses
 from models import rectified_score
-from support import options
+from support import runs
 from train_submodel import (
-    TrainingLoss,
     confidence_loss,
-    run,
     sample_loss,
+    soe_parser,
     stage1_loss,
+    train,
     training_attack,
 )
 
@@ -42,27 +42,28 @@ def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: N
     return (weights * losses).sum(0) + settings.lambda_ * confidence_loss(score, p_y)
 
 
-def stage2_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
-    """The loss of collaboration training: x [B, C, H, W], y [B] -> scalar."""
-    M = settings.n
+def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+    """The loss of collaboration training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
     each = sample_loss if settings.weights == "best" else confidence_weighted_loss
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        model.eval().requires_grad_(False)
-        # x~_c = PGD on the logits that Algorithm 1 returns
-        x_adv = training_attack(model, x, y, settings)  # [B, C, H, W]
-        model.train().requires_grad_(True)
-        clean = each(model, x, y, settings).mean()
-        adversarial = each(model, x_adv, y, settings).mean()
-        return M * (clean + adversarial)  # M: see stage1_loss
-
-    return loss
+    model.eval().requires_grad_(False)
+    x_adv = training_attack(model, x, y, settings)  # x~_c = PGD on what inference returns
+    model.train().requires_grad_(True)
+    clean = each(model, x, y, settings).mean()
+    adversarial = each(model, x_adv, y, settings).mean()
+    return settings.n * (clean + adversarial)  # n is M: see stage1_loss
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = options.training_parser(__doc__, "train_collab.py")
-    return run(parser, argv, "soe", {1: stage1_loss, 2: stage2_loss})
+def main(argv: list[str] | None = None) -> None:
+    parser = soe_parser(__doc__, "train_collab.py")
+    what = "stage 2's weights of the experts: Eq. 7's, or softmax(max_k f_k * g) as in their code"
+    parser.add_argument("--weights", choices=("best", "confidence"), default="best", help=what)
+    what = "checkpoint of stage 1; all epochs are then stage 2's"
+    parser.add_argument("--submodels", metavar="FILE", help=what)
+    with runs.start(parser, argv, "soe", model="collaboration", stages=(1, 2)) as run:
+        train(run, 1, stage1_loss)
+        train(run, 2, stage2_loss)
+        run.finish(infer.pgd_report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""The methods that SoE is compared with; each file is one function loss(x, y) for the same loop."""
+"""The methods that SoE is compared with: each file is one loss(model, x, y, settings)."""
 
 from argparse import Namespace
 

@@ -9,18 +9,18 @@ orthogonal. The mean prediction's entropy leaves them room to differ.
     python -m baselines.adp --eps 0 --n 3     # as first published: clean images alone
 """
 
-import sys
 from argparse import Namespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import infer
 from attacks import expert_losses
 from baselines import clean_and_attacked
 from models import vote
-from support import options
-from train_submodel import TrainingLoss, run
+from support import options, runs
+from train_submodel import train
 
 
 def entropy_of_the_mean(logits: Tensor) -> Tensor:
@@ -44,40 +44,39 @@ def log_determinant(logits: Tensor, y: Tensor) -> Tensor:
     return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
-def adp_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
+def adp_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """sum_i CE_i - alpha * H(mean_i f_i) - beta * ln det on clean images (alpha is
     --entropy, beta --diversity), and sum_i CE_i on PGD against the vote."""
+    batches = clean_and_attacked(model, x, y, settings)
+    clean, *adversarial = [model.all_experts(batch)[0] for batch in batches]  # [M, B, K]
+    promoted = settings.entropy * entropy_of_the_mean(clean)
+    promoted = promoted + settings.diversity * log_determinant(clean, y)
+    ce = sum(expert_losses(logits, y).mean(1).sum() for logits in (clean, *adversarial))
+    return ce - promoted.mean().float()
+
+
+def check(settings: Namespace) -> None:
     if settings.n >= settings.num_classes:
         most = settings.num_classes - 1
         raise ValueError(f"--n is {settings.n}: only {most} members fit among the wrong classes")
-    if next(model.parameters()).device.type == "mps":
+    if options.pick_device(settings.device).type == "mps":
         raise ValueError("ADP's determinant needs float64, which mps lacks: give --device cpu")
 
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        batches = clean_and_attacked(model, x, y, settings)
-        clean, *adversarial = [model.all_experts(batch)[0] for batch in batches]  # [M, B, K]
-        promoted = settings.entropy * entropy_of_the_mean(clean)
-        promoted = promoted + settings.diversity * log_determinant(clean, y)
-        ce = sum(expert_losses(logits, y).mean(1).sum() for logits in (clean, *adversarial))
-        return ce - promoted.mean().float()
 
-    return loss
-
-
-PARSER = options.baseline_parser(
-    __doc__,
-    "-m baselines.adp",
-    changed={"optimizer": "adam"},
-    own={
-        "entropy": (2.0, float, "alpha, the weight of the mean prediction's entropy"),
-        "diversity": (0.5, float, "beta, the weight of the log determinant"),
-    },
-)
+def parser() -> options.Parser:
+    parser = options.training_parser(__doc__, "-m baselines.adp", options.radius_or_0)
+    parser.set_defaults(optimizer="adam")
+    add, weight = parser.add_argument, options.not_negative
+    add("--entropy", type=weight, default=2.0, help="alpha, the weight of the mean's entropy")
+    add("--diversity", type=weight, default=0.5, help="beta, the weight of the log determinant")
+    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run(PARSER, argv, "adp", {1: adp_loss})
+def main(argv: list[str] | None = None) -> None:
+    with runs.start(parser(), argv, "adp", model="ensemble", check=check) as run:
+        train(run, 1, adp_loss)
+        run.finish(infer.pgd_report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,7 +13,6 @@ DVERGE from there. Every member also learns from PGD against itself, unless eps 
     python -m baselines.dverge --eps 0 --n 3     # as first published: distilled images alone
 """
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -21,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import infer
 from attacks import pgd
 from baselines.plain import plain_loss, sum_of_own_losses
-from support import options, ranks
-from train_submodel import TrainingLoss, attack_each_expert, run
+from support import options, ranks, runs
+from train_submodel import attack_each_expert, train
 
 
 def features_at(expert: nn.Module, layer: int) -> Callable[[Tensor], Tensor]:
@@ -39,7 +39,7 @@ def features_at(expert: nn.Module, layer: int) -> Callable[[Tensor], Tensor]:
 
     def features(x: Tensor) -> Tensor:
         if layer == depth:
-            return expert(x)[0]
+            return expert.logits(x)
         seen = []
         handle = relus[layer - 1].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
         try:
@@ -76,52 +76,58 @@ def distill(expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: Names
     )
 
 
-def dverge_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
-    """sum_i sum_{j != i} CE_i(x'_j, y), x'_j being distilled from member j, at one
-    random layer for each epoch; and sum_i CE_i on PGD against member i."""
-    if settings.n < 2:
-        raise ValueError(f"--n is {settings.n}: members learn from each other, so DVERGE needs 2")
-    if settings.batch_size < 2 * ranks.count():
-        raise ValueError(
-            f"--batch-size is {settings.batch_size}: an image's target is another one of its batch"
-        )
-    step, layer = 0, 1
+class DvergeLoss:
+    """sum_i sum_{j != i} CE_i(x'_j, y), x'_j being distilled from member j; and sum_i CE_i on PGD
+    against member i.
 
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        nonlocal step, layer
-        if step % settings.steps_per_epoch == 0:
-            layer = int(torch.randint(1, settings.depth + 1, ()))
-        step += 1
+    Unlike the other losses it has a state: the layer, drawn at random once an epoch.
+    """
+
+    def __init__(self):
+        self.step, self.layer = 0, 1
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+        if self.step % settings.steps_per_epoch == 0:
+            self.layer = int(torch.randint(1, settings.depth + 1, ()))
+        self.step += 1
         model.eval().requires_grad_(False)
         x_target = x.roll(1, 0)  # images come in random order, so any other one is a random one
-        distilled = [distill(expert, layer, x, x_target, settings) for expert in model.experts]
+        distilled = [distill(expert, self.layer, x, x_target, settings) for expert in model.experts]
         x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
         model.train().requires_grad_(True)
         total = sum_of_own_losses(model, x_adv, y)
         for i, expert in enumerate(model.experts):
             for j, x_j in enumerate(distilled):
                 if j != i:
-                    total = total + F.cross_entropy(expert(x_j)[0], y)
+                    total = total + F.cross_entropy(expert.logits(x_j), y)
         return total
 
-    loss.compilable = False  # each epoch has another layer, and hooks read it
-    return loss
+
+def check(settings: Namespace) -> None:
+    if settings.n < 2:
+        raise ValueError(f"--n is {settings.n}: members learn from each other, so DVERGE needs 2")
+    if settings.batch_size < 2 * ranks.count():
+        raise ValueError(
+            f"--batch-size is {settings.batch_size}: an image's target is another one of its batch"
+        )
 
 
-PARSER = options.baseline_parser(
-    __doc__,
-    "-m baselines.dverge",
-    own={
-        "distill_eps": (0.07, float, "how far an image is moved towards another's features"),
-        "distill_alpha": (0.007, float, "size of a step towards them"),
-        "distill_steps": (10, int, "such steps"),
-    },
-)
+def parser() -> options.Parser:
+    parser = options.training_parser(__doc__, "-m baselines.dverge", options.radius_or_0)
+    add, positive = parser.add_argument, options.positive
+    what = "how far an image is moved towards another's features"
+    add("--distill-eps", type=positive, default=0.07, help=what)
+    add("--distill-alpha", type=positive, default=0.007, help="size of a step towards them")
+    add("--distill-steps", type=options.count, default=10, help="such steps")
+    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run(PARSER, argv, "dverge", {1: plain_loss, 2: dverge_loss})
+def main(argv: list[str] | None = None) -> None:
+    with runs.start(parser(), argv, "dverge", "ensemble", stages=(1, 2), check=check) as run:
+        train(run, 1, plain_loss)
+        train(run, 2, DvergeLoss(), compilable=False)  # each epoch's hooks read another layer
+        run.finish(infer.pgd_report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

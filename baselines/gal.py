@@ -9,17 +9,17 @@ trained away. That takes a second derivative: the networks have leaky ReLUs, and
     python -m baselines.gal --eps 0 --n 3     # as first published: clean and noisy images alone
 """
 
-import sys
 from argparse import Namespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import infer
 from attacks import expert_losses
 from baselines import clean_and_attacked
-from support import options
-from train_submodel import TrainingLoss, run
+from support import options, runs
+from train_submodel import train
 
 
 def coherence(losses: list[Tensor], x: Tensor) -> Tensor:
@@ -39,43 +39,46 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
     return x + chosen * sigma * torch.randn_like(x)
 
 
-def gal_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
+def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """M times: mean_i CE_i + lambda * coherence on clean images, half of them noisy (lambda is
     --coherence), and mean_i CE_i on PGD against the vote."""
+    x, *adversarial = clean_and_attacked(model, x.contiguous(), y, settings)
+    x = noisy(x, settings.noise).requires_grad_()
+    # One loss at a time: a stack of them would lead every gradient through all members.
+    losses = [F.cross_entropy(e.logits(x), y, reduction="none") for e in model.experts]  # M x [B]
+    total = torch.stack(losses).mean() + settings.coherence * coherence(losses, x).mean()
+    for x_adv in adversarial:
+        total = total + expert_losses(model.all_experts(x_adv)[0], y).mean()
+    return settings.n * total  # M: see stage1_loss
+
+
+def check(settings: Namespace) -> None:
     if settings.n < 2:
         raise ValueError(f"--n is {settings.n}: GAL compares members, so it needs at least 2")
-    # On a CPU the second derivative of batch norm takes twice as long in channels-last.
-    model.to(memory_format=torch.contiguous_format)
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        x, *adversarial = clean_and_attacked(model, x.contiguous(), y, settings)
-        x = noisy(x, settings.noise).requires_grad_()
-        # One loss at a time: a stack of them would lead every gradient through all members.
-        losses = [F.cross_entropy(e(x)[0], y, reduction="none") for e in model.experts]  # M x [B]
-        total = torch.stack(losses).mean() + settings.coherence * coherence(losses, x).mean()
-        for x_adv in adversarial:
-            total = total + expert_losses(model.all_experts(x_adv)[0], y).mean()
-        return settings.n * total  # M: see stage1_loss
-
-    loss.compilable = False  # torch.compile does not differentiate twice
-    return loss
 
 
-PARSER = options.baseline_parser(
-    __doc__,
-    "-m baselines.gal",
-    changed={"optimizer": "adam", "precision": "float32"},
-    own={
-        "coherence": (0.5, float, "lambda, the weight of the gradients' alignment"),
-        "slope": (0.1, float, "slope of the leaky ReLUs"),
-        "noise": (0.045, float, "standard deviation of the noise on half of the images"),
-    },
-)
+def prepare(model: nn.Module) -> nn.Module:
+    """On a CPU the second derivative of batch norm takes twice as long in channels-last."""
+    return model.to(memory_format=torch.contiguous_format)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run(PARSER, argv, "gal", {1: gal_loss})
+def parser() -> options.Parser:
+    parser = options.training_parser(__doc__, "-m baselines.gal", options.radius_or_0)
+    parser.set_defaults(optimizer="adam", precision="float32")
+    add, weight = parser.add_argument, options.not_negative
+    add("--coherence", type=weight, default=0.5, help="lambda, the weight of the alignment")
+    add("--slope", type=weight, default=0.1, help="slope of the leaky ReLUs")
+    what = "standard deviation of the noise on half of the images"
+    add("--noise", type=weight, default=0.045, help=what)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    with runs.start(parser(), argv, "gal", model="ensemble", check=check) as run:
+        prepare(run.model)
+        train(run, 1, gal_loss, compilable=False)  # torch.compile does not differentiate twice
+        run.finish(infer.pgd_report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,34 +8,33 @@ their features learn jointly from clean images and PGD against the mixture.
     python -m baselines.more --eps 0.03 --n 3
 """
 
-import sys
 from argparse import Namespace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import infer
 from baselines import clean_and_attacked
-from support import options
-from train_submodel import TrainingLoss, run
+from support import options, runs
+from train_submodel import train
 
 
-def more_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
+def more_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """M * CE of sum_j softmax(gate)_j * logits_j, on clean images and on PGD against it. The gate's
     weights sum to 1 as Eq. 7's do; for the factor M see stage1_loss."""
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        batches = clean_and_attacked(model, x, y, settings)
-        return settings.n * sum(F.cross_entropy(model(batch), y) for batch in batches)
-
-    return loss
+    batches = clean_and_attacked(model, x, y, settings)
+    return settings.n * sum(F.cross_entropy(model(batch), y) for batch in batches)
 
 
-PARSER = options.baseline_parser(__doc__, "-m baselines.more")
+def parser() -> options.Parser:
+    return options.training_parser(__doc__, "-m baselines.more", options.radius_or_0)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run(PARSER, argv, "more", {1: more_loss})
+def main(argv: list[str] | None = None) -> None:
+    with runs.start(parser(), argv, "more", model="mixture") as run:
+        train(run, 1, more_loss)
+        run.finish(infer.pgd_report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

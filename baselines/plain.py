@@ -9,17 +9,17 @@ random start. With --together the vote is attacked instead, and all members lear
     python -m baselines.plain --eps 0 --n 3     # clean data alone: the transfer attacks' surrogates
 """
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import infer
 from attacks import expert_losses
 from baselines import clean_and_attacked
-from support import options
-from train_submodel import TrainingLoss, attack_each_expert, run
+from support import options, runs
+from train_submodel import attack_each_expert, train
 
 
 def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -30,47 +30,39 @@ def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def sum_of_own_losses(model: nn.Module, x_adv: Sequence[Tensor], y: Tensor) -> Tensor | float:
     """sum_i CE_i(x~_i), the mean over the batch: M batches x~_i [B, C, H, W], y [B] -> scalar."""
-    return sum(F.cross_entropy(expert(x_i)[0], y) for expert, x_i in zip(model.experts, x_adv))
+    return sum(F.cross_entropy(expert.logits(x_i), y) for expert, x_i in zip(model.experts, x_adv))
 
 
-def plain_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
+def plain_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """Each member on clean images and on PGD against itself; clean images alone where eps is 0."""
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        model.eval().requires_grad_(False)
-        x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
-        model.train().requires_grad_(True)
-        return sum_of_losses(model, x, y) + sum_of_own_losses(model, x_adv, y)
-
-    return loss
+    model.eval().requires_grad_(False)
+    x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
+    model.train().requires_grad_(True)
+    return sum_of_losses(model, x, y) + sum_of_own_losses(model, x_adv, y)
 
 
-def together_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
+def together_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """Every member on clean images and on PGD against the vote of all."""
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        batches = clean_and_attacked(model, x, y, settings)
-        return sum(sum_of_losses(model, batch, y) for batch in batches)
-
-    return loss
+    return sum(sum_of_losses(model, b, y) for b in clean_and_attacked(model, x, y, settings))
 
 
-def method_loss(model: nn.Module, settings: Namespace) -> TrainingLoss:
+def check(settings: Namespace) -> None:
     if settings.together and settings.eps == 0:
         raise ValueError("--together says what is attacked: with --eps 0 nothing is")
-    return (together_loss if settings.together else plain_loss)(model, settings)
 
 
-PARSER = options.baseline_parser(
-    __doc__,
-    "-m baselines.plain",
-    own={"together": (False, bool, "attack the vote, not each member alone")},
-)
+def parser() -> options.Parser:
+    parser = options.training_parser(__doc__, "-m baselines.plain", options.radius_or_0)
+    what = "attack the vote, not each member alone"
+    parser.add_argument("--together", action="store_true", help=what)
+    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run(PARSER, argv, "plain", {1: method_loss})
+def main(argv: list[str] | None = None) -> None:
+    with runs.start(parser(), argv, "plain", model="ensemble", check=check) as run:
+        train(run, 1, together_loss if run.settings.together else plain_loss)
+        run.finish(infer.pgd_report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""Reading a data set: `digits` (built in), `cifar10` (downloaded) or a `FILE.npz` of one's own.
+"""Data sets and their batches: `digits` (built in), `cifar10` (downloaded), one's own `FILE.npz`.
 
 `digits.npz` holds the 1,797 handwritten 8 x 8 digits of the test set of UCI's "Optical Recognition
 of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, doi 10.24432/C50P49, CC BY 4.0), the ones
@@ -8,16 +8,19 @@ numpy.random.default_rng(0).permutation(1797); the first 1,437 train, the last 3
 
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 PARTS = ("train", "test")
 FOLDER = Path(__file__).parent
+MAX_IMAGES = 1000  # of the test set, in a table
 # What numpy raises on a file that is damaged, cut short, encrypted, or something else
 UNREADABLE = (
     OSError,
@@ -53,6 +56,54 @@ class Data:
             total = zlib.crc32(part.numpy(), total)
         return total
 
+    def test_images(
+        self, device: torch.device | str, chosen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images [N, C, H, W] in [0, 1] and labels [N]: `chosen`, or at most 1,000 at random."""
+        chosen = self.choose_test_images() if chosen is None else chosen
+        return self.x_test[chosen].to(device).float() / 255, self.y_test[chosen].to(device)
+
+    def choose_test_images(self, count: int = MAX_IMAGES) -> Tensor:
+        """Numbers of at most `count` test images, a fixed random choice: [N]."""
+        order = torch.randperm(len(self.x_test), generator=torch.Generator().manual_seed(0))
+        return order[:count]
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+def batches(
+    x: Tensor, y: Tensor, batch_size: int, augment: bool = False, share: slice = slice(None)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch's batches, in random order: images [B, C, H, W] in [0, 1], labels [B].
+
+    x is uint8 [N, C, H, W], y [N], on the device that the batches are to be on. The last, partial
+    batch is dropped. `share` cuts from each batch the images of one process among several. Random
+    numbers are drawn on the CPU, for the whole epoch: the same on every device.
+    """
+    n, device = len(x), x.device
+    order = torch.randperm(n).to(device)
+    shifts = torch.randint(0, 9, (2, n)).to(device)
+    flips = (torch.rand(n) < 0.5).to(device)
+    for i in order.split(batch_size)[: max(1, n // batch_size)]:
+        i = i[share]
+        images = crop_and_flip(x[i], *shifts[:, i], flips[i]) if augment else x[i]
+        yield images.float().div(255).contiguous(memory_format=torch.channels_last), y[i]
+
+
+def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """Crops x [B, C, H, W], padded by 4, at `top`, `left` in 0 .. 8 [B]; mirrors where `flip`."""
+    height, width = x.shape[2:]
+    rows = top[:, None] + torch.arange(height, device=x.device)  # [B, H]
+    columns = left[:, None] + torch.arange(width, device=x.device)  # [B, W]
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    images = torch.arange(len(x), device=x.device)[:, None, None]
+    padded = F.pad(x, (4, 4, 4, 4)).permute(0, 2, 3, 1)
+    return padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+# ---------------------------------------------------------------------------------------- reading
+
 
 def load(name_or_path: str) -> Data:
     """The data set called `digits` or `cifar10`, or the one in a file FILE.npz.
@@ -67,6 +118,18 @@ def load(name_or_path: str) -> Data:
     if name_or_path.endswith(".npz"):
         return _from_npz(Path(name_or_path))
     raise ValueError(f"unknown data {name_or_path!r}: give digits, cifar10 or a FILE.npz")
+
+
+def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
+    """The data set that a model was trained on. Raises ValueError where it is another."""
+    found = load(moved_to or settings["data"])
+    theirs = (settings["num_classes"], list(settings["image_shape"]))
+    if (found.num_classes, list(found.image_shape)) != theirs:
+        raise ValueError(
+            f"{found.name} has {found.num_classes} classes of images {found.image_shape}; the "
+            f"checkpoint was trained on {settings['data_name']}, with {theirs[0]} of {theirs[1]}"
+        )
+    return found
 
 
 def _cifar10() -> Data:

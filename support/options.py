@@ -1,166 +1,133 @@
-"""The options of every training script, their defaults and checks; devices and precision."""
+"""The options that all training scripts share; devices and precision."""
 
 import argparse
 import importlib.util
 import math
 import os
 import platform
-from argparse import Namespace
 
 import torch
 
-from data import Data
-from models import CONFIDENCES
-
-OPTIONS = {  # name: (default, type or choices, what it is); None: it depends, as the text says
-    "data": ("digits", str, "digits, cifar10, or the path of a FILE.npz"),
-    "eps": (0.03, float, "epsilon, the attack's radius: l-infinity, pixels in [0, 1]"),
-    "n": (3, int, "M, the number of experts"),
-    "depth": (20, int, "depth of each ResNet, 6n + 2"),
-    "epochs": (None, int, "epochs of all stages together (default: 16 on digits, else 100)"),
-    "sigma": (1.0, float, "sigma, the smoothness of the minimum in Eq. 7"),
-    "lambda_": (1.0, float, "lambda, the weight of the confidence loss"),
-    "confidence": (
-        "ehead",
-        CONFIDENCES,
-        "the score: the E head's g alone, or max_k f_k * g as in the authors' code",
-    ),
-    "weights": (
-        "best",
-        ("best", "confidence"),
-        "stage 2's weights of the experts: Eq. 7's, or softmax(max_k f_k * g) as in their code",
-    ),
-    "steps": (10, int, "steps of the training attack, PGD"),
-    "alpha": (None, float, "alpha, the size of such a step (default: eps / 3)"),
-    "random_start": (False, bool, "start that attack at a random point of the ball"),
-    "batch_size": (128, int, "training images a step"),
-    "optimizer": ("sgd", ("sgd", "adam"), "SGD with momentum 0.9, or Adam"),
-    "lr": (
-        None,
-        float,
-        "learning rate, divided by 10 at 1/2 and 3/4 of each stage (default: 0.1; Adam: 0.001)",
-    ),
-    "augment": (None, bool, "random crop and flip (default: for 32 x 32 colour images)"),
-    "seed": (0, int, "seed of the weights, the order of images and all else that is random"),
-    "out": (None, str, "folder of the run (default: a new one in runs, named by its settings)"),
-    "submodels": (None, str, "checkpoint of stage 1; all epochs are then stage 2's"),
-    "device": (None, str, "cuda, mps or cpu (default: the first of them that is there)"),
-    "compile": (
-        None,
-        bool,
-        "torch.compile and CUDA graphs; the first steps are then slow (default: on a GPU)",
-    ),
-    "precision": (
-        None,
-        ("bfloat16", "float32"),
-        "of training; evaluation is float32 (default: bfloat16 where the hardware has it)",
-    ),
-}
+MOVABLE = {"data", "device", "precision", "compile"}  # may stand beside --resume
 
 
-ONLY_SOE = ("sigma", "lambda_", "confidence", "weights", "submodels")
-MAY_BE_0 = ("lambda_", "entropy", "diversity", "coherence", "noise", "slope")
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, but for those that depend: their help says on what."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return super()._get_help_string(action) if action.default else action.help
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with exit status 2."""
 
-    defaults: dict[str, object]  # of a training script's settings, by name
-    eps_may_be_0 = False
-
-    def __init__(self, description: str, **kwargs):
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
-        )
+    def __init__(self, description: str, prog: str):
+        super().__init__(prog, description=description, formatter_class=Formatter)
 
     def error(self, message: object):
         line = f"{self.prog}: error: {' '.join(str(message).split())}\n"
         self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)  # torchrun starts many
 
+    def parse_given(self, argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
+        """The settings, and the names of those that were given."""
+        absent = object()
+        names = vars(self.parse_args([]))
+        given = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent))))
+        given = {name: value for name, value in given.items() if value is not absent}
+        return argparse.Namespace(**names | given), set(given)
 
-def flag(name: str) -> str:
-    """batch_size -> --batch-size, lambda_ -> --lambda."""
-    return "--" + name.strip("_").replace("_", "-")
+
+# ---------------------------------------------------------------- what an option's value may be
 
 
-def training_parser(
-    description: str, prog: str, leave_out: tuple[str, ...] = (), own: dict | None = None
-) -> Parser:
-    """A parser of OPTIONS and --resume; what is not given is absent from its result.
+def number(text: str, what: str, allowed) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: it must {what}") from None
+    if not allowed(value):
+        raise argparse.ArgumentTypeError(f"{text} is out of range: it must {what}")
+    return value
 
-    `own` are options of one method alone, in the same form; its .defaults are those of all.
-    """
-    parser = Parser(description, prog=prog, argument_default=argparse.SUPPRESS)
-    table = {name: row for name, row in OPTIONS.items() if name not in leave_out} | (own or {})
-    parser.defaults = {name: default for name, (default, *_) in table.items()}
-    for name, (default, kind, text) in table.items():
-        what = {"type": kind, "metavar": name.strip("_").upper()}
-        if kind is bool:
-            what = {"action": argparse.BooleanOptionalAction}
-        elif isinstance(kind, tuple):
-            what = {"choices": kind}
-        text += "" if default is None else f" (default: {default})"
-        parser.add_argument(flag(name), dest=name, help=text, **what)
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+
+def radius(text: str) -> float:
+    return number(text, "lie in (0, 1], pixels being in [0, 1]", lambda v: 0 < v <= 1)
+
+
+def radius_or_0(text: str) -> float:
+    return number(text, "lie in (0, 1], or be 0: no attack in training", lambda v: 0 <= v <= 1)
+
+
+def positive(text: str) -> float:
+    return number(text, "be positive", lambda v: 0 < v < math.inf)
+
+
+def not_negative(text: str) -> float:
+    return number(text, "be 0 or more", lambda v: 0 <= v < math.inf)
+
+
+def count(text: str) -> int:
+    return int(number(text, "be a whole number, at least 1", lambda v: v >= 1 and v == int(v)))
+
+
+def seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number between 0 and 2^63 - 1")
+    return value
+
+
+# ------------------------------------------------------------------- options of training scripts
+
+
+def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
+    """A parser of the options that all methods share. A method adds those of its own loss."""
+    parser = Parser(description, prog)
+    add, flag = parser.add_argument, argparse.BooleanOptionalAction
+    add("--data", default="digits", help="digits, cifar10, or the path of a FILE.npz")
+    what = "epsilon, the attack's radius: l-infinity, pixels in [0, 1]"
+    add("--eps", type=eps_type, default=0.03, help=what)
+    add("--n", type=count, default=3, help="M, the number of experts")
+    add("--depth", type=int, default=20, help="depth of each ResNet, 6n + 2")
+    what = "epochs of all stages together (default: 16 on digits, else 100)"
+    add("--epochs", type=count, help=what)
+    add("--steps", type=count, default=10, help="steps of the training attack, PGD")
+    add("--alpha", type=positive, help="alpha, the size of such a step (default: eps / 3)")
+    what = "start that attack at a random point of the ball"
+    add("--random-start", action=flag, default=False, help=what)
+    add("--batch-size", type=count, default=128, help="training images a step")
+    what = "SGD with momentum 0.9, or Adam"
+    add("--optimizer", choices=("sgd", "adam"), default="sgd", help=what)
+    what = "learning rate, divided by 10 at 1/2 and 3/4 of each stage (default: 0.1; Adam: 0.001)"
+    add("--lr", type=positive, help=what)
+    what = "random crop and flip (default: for 32 x 32 colour images)"
+    add("--augment", action=flag, help=what)
+    what = "seed of the weights, the order of images and all else that is random"
+    add("--seed", type=seed, default=0, help=what + " (default: 0)")
+    what = "folder of the run (default: a new one in runs, named by its settings)"
+    add("--out", metavar="DIR", help=what)
+    add("--resume", metavar="DIR", help="resume the run in this folder")
+    add_device(parser)
+    what = "torch.compile and CUDA graphs; the first steps are then slow (default: on a GPU)"
+    add("--compile", action=flag, help=what)
+    what = "of training; evaluation is float32 (default: bfloat16 where the hardware has it)"
+    add("--precision", choices=("bfloat16", "float32"), help=what)
     return parser
 
 
-def baseline_parser(
-    description: str, prog: str, changed: dict | None = None, own: dict | None = None
-) -> Parser:
-    """The parser of a rival of SoE: its `own` options, and other defaults where it has `changed`
-    some. `--eps 0` means no adversarial training."""
-    rows = dict(own or {})
-    for name, value in (changed or {}).items():
-        _, kind, text = OPTIONS[name]
-        rows[name] = (value, kind, text.split(" (default")[0])
-    parser = training_parser(description, prog, ONLY_SOE, rows)
-    parser.eps_may_be_0 = True
-    return parser
-
-
-def check(settings: Namespace, eps_may_be_0: bool = False) -> None:
-    """Raises ValueError for a number that makes no sense, saying which would."""
-    if not (eps_may_be_0 and settings.eps == 0):
-        check_eps(settings.eps)
-    for name, value in vars(settings).items():
-        if isinstance(value, float) and name in MAY_BE_0 and not 0 <= value < math.inf:
-            raise ValueError(f"{flag(name)} is {value}: it must be 0 or more")
-        if isinstance(value, float) and name != "eps" and name not in MAY_BE_0:
-            if not 0 < value < math.inf:
-                raise ValueError(f"{flag(name)} is {value}: it must be positive")
-        if type(value) is int and name not in ("seed", "depth") and value < 1:
-            raise ValueError(f"{flag(name)} is {value}: it must be at least 1")
-    check_seed(settings.seed)
-
-
-def check_eps(eps: float) -> None:
-    if not 0 < eps <= 1:
-        raise ValueError(f"--eps is {eps}: it must lie in (0, 1], pixels being in [0, 1]")
-
-
-def check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"--seed is {seed}: it must lie between 0 and 2^63 - 1")
-
-
-def fill_in(settings: Namespace, dataset: Data) -> None:
-    """Sets what depends on the data or on other settings."""
-    settings.steps_per_epoch = max(1, len(dataset.x_train) // settings.batch_size)
-    settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
-    settings.image_shape, settings.data_checksum = list(dataset.image_shape), dataset.checksum
-    if settings.alpha is None:
-        settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03
-    if settings.lr is None:
-        settings.lr = {"sgd": 0.1, "adam": 1e-3}[settings.optimizer]
-    if settings.augment is None:
-        settings.augment = dataset.image_shape == (3, 32, 32)
-    if settings.epochs is None:
-        settings.epochs = default_epochs(settings.data)
+def add_device(parser: Parser) -> None:
+    what = "cuda, mps or cpu (default: the first of them that is there)"
+    parser.add_argument("--device", help=what)
 
 
 def default_epochs(data_name: str) -> int:
     return 16 if data_name == "digits" else 100
+
+
+# ------------------------------------------------------------------------- devices and precision
 
 
 def pick_device(name: str | None) -> torch.device:

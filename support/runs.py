@@ -1,0 +1,355 @@
+"""The run around the training loop: settings, folder, resuming, and the end of each epoch.
+
+with runs.start(parser, argv, method="soe", model="collaboration", stages=(1, 2)) as run:
+    train(run, 1, stage1_loss)
+    train(run, 2, stage2_loss)
+    run.finish(infer.pgd_report)
+"""
+
+import json
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import models
+from attacks import expert_losses
+from support import files, options, pictures, ranks, speed, tables
+
+
+def start(
+    parser: options.Parser,
+    argv: list[str] | None,
+    method: str,
+    model: str,
+    stages: tuple[int, ...] = (1,),
+    check: Callable[[Namespace], None] = lambda settings: None,
+) -> "Run":
+    """A new run, or the one to resume: makes its folder and says what it will do.
+
+    `method` and `model` are kept in its settings; models.build makes the model. `check` raises
+    ValueError for settings that the method cannot work with. Bad input ends with one line and
+    status 2 before anything is written.
+    """
+    settings, given = parser.parse_given(argv)
+    try:
+        ranks.start(settings.device)
+        settings.method, settings.model = method, model
+        run = _set_up(parser, settings, given, stages, check)
+        run.announce()
+        return run
+    except (ValueError, OSError) as error:
+        parser.error(error)
+    except RuntimeError:
+        if ranks.rank() == 0:
+            raise
+        sys.exit(2)  # rank 0 has said why
+    except KeyboardInterrupt:
+        print("stopped before training began", file=sys.stderr)
+        sys.exit(130)
+
+
+def _set_up(
+    parser: options.Parser,
+    settings: Namespace,
+    given: set[str],
+    stages: tuple[int, ...],
+    check: Callable[[Namespace], None],
+) -> "Run":
+    checkpoint = None
+    if settings.resume is not None:
+        checkpoint = _checkpoint_to_resume(settings.resume, settings.method, given - {"resume"})
+        moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
+        here = {"out": settings.resume, "resume": None}
+        settings = Namespace(**vars(settings) | checkpoint["settings"] | moved | here)
+        dataset = data.load_as_trained(checkpoint["settings"], settings.data)
+        if dataset.checksum != settings.data_checksum:
+            raise ValueError(f"{settings.data} holds other images than those of the run")
+    else:
+        dataset = data.load(settings.data)
+    fill_in(settings, dataset)
+    if min(settings.batch_size, len(dataset.x_train)) % ranks.count():
+        what = f"{ranks.count()} ranks cannot share a batch"
+        raise ValueError(f"{what} of {min(settings.batch_size, len(dataset.x_train))} images")
+    if not checkpoint:
+        settings.stage_epochs = _share_epochs(settings, stages)
+    check(settings)
+    device = options.pick_device(settings.device)
+    settings.precision = settings.precision or options.best_precision(device)
+    torch.manual_seed(settings.seed)
+    model = models.build(vars(settings)).to(device, memory_format=torch.channels_last)
+    speed.gather(model)
+    if checkpoint:
+        files.load_weights(model, checkpoint)
+        files.set_rng_state(checkpoint["rng"], device)
+    else:
+        if getattr(settings, "submodels", None) is not None:
+            files.load_weights(model, _stage1_checkpoint(settings))
+        settings.out = ranks.from_rank_0(None if ranks.rank() else make_folder(settings))
+    return Run(parser, settings, dataset, model, checkpoint)
+
+
+class Run:
+    """One run: settings, dataset, model, and what it has been through so far (its history).
+
+    Within `with`, Ctrl-C, a full disk and a loss that is NaN end with one line: how to resume.
+    """
+
+    def __init__(
+        self,
+        parser: options.Parser,
+        settings: Namespace,
+        dataset: data.Data,
+        model: nn.Module,
+        checkpoint: dict | None = None,
+    ):
+        self.parser, self.settings, self.dataset, self.model = parser, settings, dataset, model
+        self.device, self.out = next(model.parameters()).device, Path(settings.out)
+        self.checkpoint = checkpoint
+        self.history = list(checkpoint["history"]) if checkpoint else []
+        self.x_train = dataset.x_train.to(self.device)  # uint8 [N, C, H, W]
+        self.y_train = dataset.y_train.to(self.device)
+
+    def announce(self) -> None:
+        settings, dataset = self.settings, self.dataset
+        hint = "" if settings.data == "cifar10" else "; the paper's setting is --data cifar10"
+        print(
+            f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test "
+            f"images, {' x '.join(map(str, dataset.image_shape))}; "
+            f"{options.device_name(self.device)}, {settings.precision}{hint}"
+        )
+        plan = ", ".join(f"stage {stage}: {e} epochs" for stage, e in settings.stage_epochs.items())
+        name = "" if settings.method.startswith("soe") else f"{settings.method}: "
+        experts = f"{name}{settings.n} x ResNet{settings.depth}"
+        print(f"{experts}, eps {settings.eps:g}; {plan}; into {self.out}", flush=True)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        how = "nothing was trained yet"
+        if (self.out / "model.pt").exists():
+            how = f"to resume: python {self.parser.prog} --resume {self.out}"
+        if isinstance(error, FloatingPointError):
+            self.parser.error(error)
+        if isinstance(error, files.SaveError):
+            self.parser.error(f"{error}; make room there; {how}")
+        if isinstance(error, KeyboardInterrupt):
+            if ranks.rank() == 0:
+                print(f"\nstopped; {how}", file=sys.stderr)
+            sys.exit(130)
+
+    def epochs(
+        self,
+        stage: int,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+    ) -> Iterator[int]:
+        """The epochs that are left of this stage, from 1; after each it checks, saves and prints.
+
+        Raises FloatingPointError when the loss is no longer finite, SaveError.
+        """
+        total = self.settings.stage_epochs.get(stage, 0)
+        done = sum(entry["stage"] == stage for entry in self.history)
+        if not total:  # --submodels has taken its place
+            return
+        if 0 < done < total:
+            optimizer.load_state_dict(self.checkpoint["optimizer"])
+            scheduler.load_state_dict(self.checkpoint["scheduler"])
+        if not done:
+            self._save(optimizer, scheduler)
+        quiet = not sys.stderr.isatty() or ranks.rank() > 0
+        steps = self.settings.steps_per_epoch
+        with tqdm(total=total * steps, initial=done * steps, disable=quiet) as self.bar:
+            for epoch in range(done + 1, total + 1):
+                self.bar.set_description(f"stage {stage}, epoch {epoch}/{total}")
+                self.steps, self.total = 0, torch.zeros((), device=self.device)
+                lr, start = scheduler.get_last_lr()[0], time.perf_counter()
+                yield epoch
+                entry = self._end_epoch(stage, epoch)
+                entry |= {"lr": lr, "seconds": time.perf_counter() - start}
+                self.history.append(entry)
+                self._save(optimizer, scheduler)
+                if self.bar.disable or not sys.stdout.isatty():
+                    print(
+                        f"stage {stage}, epoch {epoch}/{total}: loss {entry['loss']:.3f}, clean "
+                        f"training accuracy {entry['accuracy']:.1f} %, {entry['seconds']:.1f} s",
+                        flush=True,
+                    )
+        stage_has_ended = self.history[-1]["stage"] == stage  # now, and not in an earlier run
+        if stage_has_ended and stage < max(self.settings.stage_epochs) and ranks.rank() == 0:
+            files.save_checkpoint(self.out / "submodels.pt", self.checkpoint)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch's batches, this rank's share of each: x [B, C, H, W] in [0, 1], y [B]."""
+        settings = self.settings
+        how = (settings.batch_size, settings.augment, ranks.share())
+        return data.batches(self.x_train, self.y_train, *how)
+
+    def count(self, batch_loss: Tensor) -> None:
+        """A step is done: adds its loss to the epoch's, and moves the bar on."""
+        self.total += batch_loss
+        if self.steps % 20 == 0:  # reading the loss makes the device wait
+            self.bar.set_postfix(loss=f"{batch_loss.item():.3f}")
+        self.steps += 1
+        self.bar.update()
+
+    def _end_epoch(self, stage: int, epoch: int) -> dict:
+        """The epoch's entry in the history. Raises FloatingPointError."""
+        ranks.average_statistics(self.model)  # batch norm's: once an epoch, not once a step
+        ranks.average([self.total])
+        loss = self.total.item() / self.steps  # checked once an epoch, as .item() synchronises
+        weights = self.model.state_dict().values()
+        if not math.isfinite(loss) or not all(value.isfinite().all() for value in weights):
+            raise FloatingPointError(
+                f"the loss or a weight became NaN or infinite in epoch {epoch} of stage {stage}; "
+                "the checkpoint of the epoch before is kept; lower --lr "
+                f"(it is {self.settings.lr:g})"
+            )
+        entry = {"stage": stage, "epoch": len(self.history) + 1, "loss": loss}
+        return entry | shares(self.model, self.x_train, self.y_train)
+
+    def _save(self, optimizer, scheduler) -> None:
+        self.checkpoint = {
+            "method": self.settings.method,
+            "settings": vars(self.settings),
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "epoch": len(self.history),
+            "history": self.history,
+            "rng": files.rng_state(self.device),
+        }
+        if ranks.rank() == 0:
+            files.save_checkpoint(self.out / "model.pt", self.checkpoint)
+
+    def finish(self, report: Callable[[nn.Module, Tensor, Tensor, float], dict]) -> None:
+        """Prints the table, report(model, x, y, eps); writes curves.png and, last, metrics.json,
+        which marks the run as finished."""
+        if ranks.rank():
+            return
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        x, y = self.dataset.test_images(self.device)
+        result = report(self.model, x, y, settings.eps)
+        tables.print_report(result, self.model.row, len(x), settings.eps)
+        metrics = {
+            "settings": vars(settings),
+            "versions": options.versions(),
+            "device": options.device_name(self.device),
+            "precision": settings.precision,
+            "epochs": self.history,
+        }
+        files.write(self.out / "curves.png", pictures.curves(self.history))
+        files.write(self.out / "metrics.json", json.dumps(metrics | result, indent=1).encode())
+        print(f"\nWrote {self.out}: {', '.join(sorted(path.name for path in self.out.iterdir()))}")
+
+
+@torch.no_grad()
+def shares(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
+    """Of 1,000 training images, clean, in percent: how many the model classifies correctly, how
+    many each expert answers, and on how many it is the best. No expert should starve (appendix
+    3.4). In a vote nobody answers alone."""
+    chosen = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(0))[:1000]
+    x, y = x_train[chosen].float() / 255, y_train[chosen]
+    model.eval()
+    logits, score = models.ask_experts(model, x)
+    best = expert_losses(logits, y).argmin(0)
+    experts = range(len(logits))
+    result = {"accuracy": tables.percent(model.combine(logits, score).argmax(-1) == y)}
+    if model.row != "vote":
+        result["answered"] = [tables.percent(score.argmax(0) == j) for j in experts]
+    return result | {"best": [tables.percent(best == j) for j in experts]}
+
+
+# ----------------------------------------------------------------- settings, and where a run starts
+
+
+def fill_in(settings: Namespace, dataset: data.Data) -> None:
+    """Sets what depends on the data or on other settings."""
+    settings.steps_per_epoch = max(1, len(dataset.x_train) // settings.batch_size)
+    settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
+    settings.image_shape, settings.data_checksum = list(dataset.image_shape), dataset.checksum
+    if settings.alpha is None:
+        settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03
+    if settings.lr is None:
+        settings.lr = {"sgd": 0.1, "adam": 1e-3}[settings.optimizer]
+    if settings.augment is None:
+        settings.augment = dataset.image_shape == (3, 32, 32)
+    if settings.epochs is None:
+        settings.epochs = options.default_epochs(settings.data)
+
+
+def _share_epochs(settings: Namespace, stages: tuple[int, ...]) -> dict[int, int]:
+    """{stage: epochs}, in equal parts. Raises ValueError where there are too few."""
+    if getattr(settings, "submodels", None) is not None:
+        stages = stages[1:]
+    share, rest = divmod(settings.epochs, len(stages))
+    if share == 0:
+        least = len(stages)
+        raise ValueError(f"--epochs is {settings.epochs}: {least} stages need at least {least}")
+    return dict.fromkeys(stages, share) | {stages[-1]: share + rest}
+
+
+def make_folder(settings: Namespace) -> str:
+    """A new folder for the run: --out, or the next free name. Raises ValueError, OSError."""
+    if settings.out is not None:
+        folder = Path(settings.out)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ValueError(f"--out {folder} is taken: name a new or empty folder, or --resume it")
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
+    method = "" if settings.method.startswith("soe") else f"-{settings.method}"
+    name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
+    while True:
+        folder = files.first_free(Path("runs"), name)
+        try:
+            folder.mkdir(parents=True)
+            return str(folder)
+        except FileExistsError:  # another run was faster
+            continue
+
+
+def _checkpoint_to_resume(folder: str, method: str, given: set[str]) -> dict:
+    """The checkpoint of an unfinished run of `method`. Raises ValueError, FileNotFoundError."""
+    if not_allowed := given - options.MOVABLE:
+        flags = ", ".join(f"--{name.strip('_').replace('_', '-')}" for name in sorted(not_allowed))
+        raise ValueError(f"--resume takes its settings from the checkpoint: leave out {flags}")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"--resume {folder}: there is no such folder")
+    checkpoint = files.load_checkpoint(folder)
+    if checkpoint["method"] != method:
+        theirs = checkpoint["method"]
+        raise ValueError(f"{folder} holds a run of {theirs}, not {method}: use that script")
+    if (Path(folder) / "metrics.json").exists():
+        raise ValueError(
+            f"the run in {folder} has finished: start another, or show it with infer.py"
+        )
+    return checkpoint
+
+
+def _stage1_checkpoint(settings: Namespace) -> dict:
+    """The checkpoint --submodels. Raises ValueError where it is not the end of a stage 1, or n,
+    depth, data or score are others."""
+    path = settings.submodels
+    checkpoint = files.load_checkpoint(path)
+    theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
+    if checkpoint["method"] not in ("soe", "soe-stage1"):
+        raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
+    for name in ("n", "depth", "image_shape", "data_checksum", "confidence"):
+        if theirs.get(name) != getattr(settings, name):
+            name = "data_name" if name == "data_checksum" else name
+            what = f"{name.replace('_', ' ')} {theirs.get(name)}"
+            raise ValueError(f"--submodels {path} has {what}, not {getattr(settings, name)}")
+    if 2 in stages:
+        raise ValueError(f"--submodels {path} has been through stage 2: name a submodels.pt")
+    if len(stages) < theirs["stage_epochs"][1]:
+        raise ValueError(f"--submodels {path} has not finished stage 1: --resume its run first")
+    return checkpoint

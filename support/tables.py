@@ -1,0 +1,88 @@
+"""The tables that are printed, and how the experts divide the work."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def percent(correct: Tensor) -> float | None:
+    return 100 * int(correct.sum()) / len(correct) if len(correct) else None
+
+
+def specialisation(logits: Tensor, score: Tensor, y: Tensor) -> dict:
+    """How the experts divide the work, on images whose logits [M, N, K] and score [M, N] are given.
+
+    Where they disagree: the number of images, and in % of them how often the answering expert, the
+    expert that is best on just these images, and any expert is correct. Then, expert x class: the
+    percentage of each class that each expert answers, and that it alone would have correct.
+    """
+    prediction, answering = logits.argmax(-1), score.argmax(0)  # [M, N], [N]
+    correct = prediction == y
+    disagree = (prediction != prediction[0]).any(0)
+    answers = answering == torch.arange(len(correct), device=y.device)[:, None]  # [M, N]
+    classes = F.one_hot(y, logits.shape[-1]).float()  # [N, K]
+    per_class = classes.sum(0).clamp(min=1)
+    return {
+        "disagree": {
+            "images": int(disagree.sum()),
+            "answering": percent(correct.gather(0, answering[None])[0, disagree]),
+            "best fixed": percent(max(correct[:, disagree], key=lambda row: row.sum())),
+            "any": percent(correct.any(0)[disagree]),
+        },
+        "answers": (100 * (answers.float() @ classes) / per_class).tolist(),
+        "accuracy": (100 * (correct.float() @ classes) / per_class).tolist(),
+    }
+
+
+def _line(name: str, cells: list, width: int) -> None:
+    print(f"{name:14}" + "".join(f"{cell:>{width}}" for cell in cells))
+
+
+def _number(value: float | None, deviation: float | None = None) -> str:
+    text = "-" if value is None else f"{value:.1f}"
+    return text if deviation is None else f"{text} ±{deviation:.1f}"
+
+
+def print_report(result: dict, me: str, count: int, eps: float) -> None:
+    """Prints {"table": .., "specialisation": .., "deviation" where there are several seeds: ..}.
+
+    `me` is the row of the model that was attacked, `count` the number of images.
+    """
+    table, deviation = result["table"], result.get("deviation", {})
+    columns = list(table["expert 1"])
+    attacks = [column for column in columns if column not in ("clean", "own", "worst")]
+    heading = f"\nAccuracy (%) on {count} test images, "
+    heading += f"eps {eps:g}. Attacks are made against the {me},\n" if attacks else "clean."
+    heading += "the same images in every row." if attacks else ""
+    if "own" in columns:
+        heading += f" own: each row attacked itself by {attacks[0]}."
+    if "worst" in columns:
+        heading += " worst: correct in all columns."
+    print(heading)
+    width = max([9, *(len(column) + 2 for column in columns)]) + (3 if deviation else 0)
+    _line("", columns, width)
+    for row, cells in table.items():
+        spread = deviation.get(row, {})
+        _line(row, [_number(cells.get(c), spread.get(c)) for c in columns], width)
+    if result["specialisation"]:
+        print_specialisation(result["specialisation"], me)
+
+
+def print_specialisation(division: dict[str, dict], me: str) -> None:
+    """{column: `specialisation`}, below the table of the model `me`."""
+    print("\nWhere the experts disagree, how often (%) is correct:")
+    mixture = me == "mixture"  # nobody answers alone in a mixture
+    who = "the heaviest expert" if mixture else "the answering one"
+    _line("", ["images", who, "the best fixed one", "any expert"], 20)
+    for column, parts in division.items():
+        images, *shares = parts["disagree"].values()
+        _line(column, [images, *map(_number, shares)], 20)
+    answers, accuracy = division["clean"]["answers"], division["clean"]["accuracy"]
+    if len(answers[0]) > 12:
+        print(f"\nWhat each expert answers of each of the {len(answers[0])} classes: metrics.json")
+        return
+    does = "is the heaviest in" if mixture else "answers"
+    print(f"\nShare (%) of each class, clean, that each expert {does} / alone has correct:")
+    _line("", list(range(len(answers[0]))), 8)
+    for j, pairs in enumerate(map(zip, answers, accuracy)):
+        _line(f"expert {j + 1}", [f"{share:.0f}/{correct:.0f}" for share, correct in pairs], 8)
