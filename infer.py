@@ -8,7 +8,6 @@ the model, and each expert and the vote as well, because an image made against o
 transferred image for another. The full evaluation of a model is experiments/evaluate.py.
 """
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -153,17 +152,13 @@ def main(argv: list[str] | None = None) -> None:
     add("images", nargs="*", metavar="IMAGE", help=what)
     add("--save", metavar="PNG", help="draw those images, clean and attacked")
     add("--eps", type=options.radius, help="attack radius (default: the checkpoint's)")
-    add("--attack", nargs="+", choices=ATTACKS, default=["pgd"], help="(default: pgd)")
+    what = f"of {', '.join(ATTACKS)} (default: pgd)"
+    add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", default=["pgd"], help=what)
     add("--data", help="the data set, where its file has moved")
     options.add_device(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.errors_in_one_line():
         run(args)
-    except (ValueError, OSError) as error:
-        parser.error(error)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
 
 
 def run(args: Namespace) -> None:

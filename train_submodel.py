@@ -126,8 +126,8 @@ def soe_parser(description: str, prog: str) -> options.Parser:
     add = parser.add_argument
     what = "sigma, the smoothness of the minimum in Eq. 7"
     add("--sigma", type=options.positive, default=1.0, help=what)
-    what = "lambda, the weight of the confidence loss"
-    add("--lambda", dest="lambda_", type=options.not_negative, default=1.0, help=what)
+    lambda_ = {"dest": "lambda_", "metavar": "LAMBDA", "type": options.not_negative}
+    add("--lambda", default=1.0, help="lambda, the weight of the confidence loss", **lambda_)
     what = "the score: the E head's g alone, or max_k f_k * g as in the authors' code"
     add("--confidence", choices=CONFIDENCES, default="ehead", help=what)
     return parser

@@ -2,13 +2,12 @@
 
 Four Gaussian clouds, two classes, two linear sub-models f_1 and f_2. Their average is again linear,
 so it stays under 75 % or so. The collaboration adds one linear module g_j to each: the f_j with the
-highest g_j answers, each f_j needs to be right on two neighbouring clouds only, and XOR is solved.
+highest g_j answers, so each f_j needs to be correct on two neighbouring clouds only.
 
     python xor_demo.py           # prints both accuracies, draws Figure 1 (a) and (b)
     python xor_demo.py --trap    # minimise the error of the best sub-model alone: see `trap_loss`
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,9 +76,9 @@ def fit(loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[L
 
 @torch.no_grad()
 def answer(f: Linear2, g: Linear2, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Algorithm 1: who answers, g's argmax [B], and the answer, the sign of that f_j [B]."""
-    chosen = g(x).argmax(1)
-    return chosen, f(x).gather(1, chosen[:, None]).squeeze(1).sign()
+    """Algorithm 1 of the appendix: who answers [B], and the answer, the sign of that f_j [B]."""
+    answering = g(x).argmax(1)
+    return answering, f(x).gather(1, answering[:, None]).squeeze(1).sign()
 
 
 def accuracies(seed: int, loss: Loss = collaboration_loss) -> tuple[float, float, list]:
@@ -91,19 +90,19 @@ def accuracies(seed: int, loss: Loss = collaboration_loss) -> tuple[float, float
     f, g = fit(loss, x, y, generator)
     with torch.no_grad():
         voted = vote(x_test).mean(1).sign()
-    chosen, answered = answer(f, g, x_test)
+    answering, answered = answer(f, g, x_test)
     percents = [100 * (sign == y_test).float().mean().item() for sign in (voted, answered)]
-    return *percents, [x_test, y_test, vote, f, g, chosen]
+    return *percents, [x_test, y_test, vote, f, g, answering]
 
 
 def figure_1(samples: list, titles: list[str]) -> bytes:
     """(a) the ensemble, samples coloured by label; (b) the collaboration, by who answers. A PNG."""
-    x, y, vote, f, g, chosen = samples
+    x, y, vote, f, g, answering = samples
     of_label, of_expert = ["$y = -1$", "$y = +1$"], ["answered by $f_1$", "answered by $f_2$"]
     average = ("$f_1 + f_2 = 0$", "k-", vote.a.sum(0), vote.b.sum())
     experts = [(f"$f_{j + 1} = 0$", f"C{j}-", f.a[j], f.b[j]) for j in range(2)]
     border = ("$g_1 = g_2$", "k:", g.a[0] - g.a[1], g.b[0] - g.b[1])
-    panels = [(y > 0, of_label, [average]), (chosen, of_expert, [*experts, border])]
+    panels = [(y > 0, of_label, [average]), (answering, of_expert, [*experts, border])]
     figure, axes = pictures.plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
     for axis, title, (group, names, lines) in zip(axes, titles, panels):
         for k, name in enumerate(names):
@@ -123,31 +122,24 @@ def figure_1(samples: list, titles: list[str]) -> bytes:
     return pictures.as_png(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="xor_demo.py")
     parser.add_argument("--trap", action="store_true", help="the best sub-model's error alone")
-    parser.add_argument("--seed", type=int, default=0, help="of samples and start (default: 0)")
+    what = "of samples and start (default: 0)"
+    parser.add_argument("--seed", type=options.seed, default=0, help=what)
     parser.add_argument("--out", metavar="PNG", help="the picture (default: xor.png, xor-2.png ..)")
     args = parser.parse_args(argv)
     out = Path(args.out) if args.out else files.first_free(Path(), "xor", ".png")
-    try:
-        files.check_new_png(out, "--out")
-        options.check_seed(args.seed)
-        vote, collaboration, samples = accuracies(
-            args.seed, trap_loss if args.trap else collaboration_loss
-        )
+    with parser.errors_in_one_line():
+        files.check_new(out, ".png", "--out")
+        loss = trap_loss if args.trap else collaboration_loss
+        vote, collaboration, samples = accuracies(args.seed, loss)
         print(f"ensemble (average of two linear sub-models): {vote:.1f} % of 1000 test samples")
         print(f"collaboration (two linear f, linear g):      {collaboration:.1f} %")
         titles = [f"(a) ensemble: {vote:.1f} %", f"(b) collaboration: {collaboration:.1f} %"]
         files.write(out, figure_1(samples, titles))
         print(f"wrote {out}")
-    except (ValueError, OSError) as error:
-        parser.error(error)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import platform
+from contextlib import contextmanager
 
 import torch
 
@@ -12,10 +13,11 @@ MOVABLE = {"data", "device", "precision", "compile"}  # may stand beside --resum
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, but for those that depend: their help says on what."""
+    """Shows each default, but where the help itself says what it is, or on what it depends."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return super()._get_help_string(action) if action.default else action.help
+        told = not action.default or "(default" in action.help
+        return action.help if told else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +29,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: object):
         line = f"{self.prog}: error: {' '.join(str(message).split())}\n"
         self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)  # torchrun starts many
+
+    @contextmanager
+    def errors_in_one_line(self):
+        """Within it, bad input ends with one line and status 2, Ctrl-C with one and status 130."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.error(error)
+        except KeyboardInterrupt:
+            self.exit(130, "stopped\n")
 
     def parse_given(self, argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
         """The settings, and the names of those that were given."""
@@ -67,7 +79,7 @@ def not_negative(text: str) -> float:
 
 
 def count(text: str) -> int:
-    return int(number(text, "be a whole number, at least 1", lambda v: v >= 1 and v == int(v)))
+    return int(number(text, "be a whole number, at least 1", lambda v: v >= 1 and v.is_integer()))
 
 
 def seed(text: str) -> int:

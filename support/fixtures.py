@@ -1,0 +1,61 @@
+"""What the tests share. pytest loads this file as a plugin: see pyproject.toml."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data
+import train_collab
+
+SMALL = "--depth 2 --n 2 --epochs 4 --steps 2 --eps 0.1 --device cpu".split()
+
+
+def train_small(out: str | Path, *more: str, script=train_collab) -> None:
+    """A run of SMALL settings; `more` overrides them."""
+    script.main([*SMALL, "--out", str(out), *more])
+
+
+@pytest.fixture(scope="session")
+def default_run(tmp_path_factory):
+    """The folder of `python train_collab.py --eps 0.03 --n 3`, and its metrics."""
+    out = tmp_path_factory.mktemp("default") / "run"
+    train_collab.main(["--eps", "0.03", "--n", "3", "--out", str(out)])
+    return out, json.loads((out / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A small run that nothing interrupts, with crop and flip, so that random numbers matter."""
+    out = tmp_path_factory.mktemp("small") / "whole"
+    train_small(out, "--augment", "--epochs", "8")
+    return out
+
+
+def interrupt(*_):
+    """Stands for Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(script, *argv): the one line that says why, the script ending with status 2."""
+
+    def of(script, *argv) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            script.main([str(word) for word in argv])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.count("\n") == 1 and ": error: " in error and "Traceback" not in error
+        return error
+
+    return of
+
+
+def arrays(**changes) -> dict[str, np.ndarray]:
+    """The contents of a FILE.npz: 40 random 8 x 8 images in each part, 4 classes."""
+    rng = np.random.default_rng(0)
+    images = {f"x_{part}": rng.integers(0, 256, (40, 8, 8), dtype=np.uint8) for part in data.PARTS}
+    return images | {f"y_{part}": np.arange(40) % 4 for part in data.PARTS} | changes
