@@ -28,131 +28,154 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import infer
-import train_submodel
+import models
 from baselines import adp, dverge, gal, more, plain
 from experiments.compare import passes_of_a_batch
-from support import options
+from support import options, speed
 from train_collab import stage2_loss
-from train_submodel import TrainingLoss, stage1_loss
+from train_submodel import TrainingLoss, soe_parser, stage1_loss
 
-SETTINGS = Namespace(
-    **{name: default for name, (default, *_) in options.OPTIONS.items()}, method="soe"
-)
-SETTINGS.alpha, SETTINGS.image_shape, SETTINGS.num_classes = SETTINGS.eps / 3, [3, 32, 32], 10
-SETTINGS.steps_per_epoch = 1
-RIVALS = {  # name: module, its stages' losses, hours in Table 1 over SoE's
-    "plain": (plain, [plain.plain_loss], None),
-    "adp": (adp, [adp.adp_loss], 6.58 / 7.38),
-    "gal": (gal, [gal.gal_loss], 6.6 / 7.38),
-    "more": (more, [more.more_loss], 7.02 / 7.38),
-    "dverge": (dverge, [plain.plain_loss, dverge.dverge_loss], 11.67 / 7.38),
+Step = Callable[[Tensor, Tensor], object]  # x [B, C, H, W], y [B]: one step of training
+STAGES = {1: stage1_loss, 2: stage2_loss}
+RIVALS = {  # name: module, model, each stage's (loss, does it compile), Table 1's hours to SoE's
+    "plain": (plain, "ensemble", [(plain.plain_loss, True)], None),
+    "adp": (adp, "ensemble", [(adp.adp_loss, True)], 6.58 / 7.38),
+    "gal": (gal, "ensemble", [(gal.gal_loss, False)], 6.6 / 7.38),
+    "more": (more, "mixture", [(more.more_loss, True)], 7.02 / 7.38),
+    "dverge": (
+        dverge,
+        "ensemble",
+        [(plain.plain_loss, True), (dverge.DvergeLoss(), False)],
+        11.67 / 7.38,
+    ),
 }
 
 
-def plain_pgd(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+def settings_of(parser: options.Parser, model: str, **changed) -> Namespace:
+    """The defaults of a training script, at the paper's size."""
+    settings = vars(parser.parse_args([]))
+    size = {"image_shape": [3, 32, 32], "num_classes": 10, "steps_per_epoch": 1}
+    settings |= size | {"model": model, "alpha": settings["eps"] / 3, "weights": "best"}
+    return Namespace(**settings | {name: v for name, v in changed.items() if v is not None})
+
+
+def soe_settings(**changed) -> Namespace:
+    return settings_of(soe_parser("", ""), "collaboration", **changed)
+
+
+# ---------------------------------------------------------------------------------- the plain way
+
+
+def plain_pgd(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, s: Namespace) -> Tensor:
     """The attack as one would first write it: [B, C, H, W] -> [B, C, H, W]."""
     x_adv = x.clone()
-    for _ in range(SETTINGS.steps):
+    for _ in range(s.steps):
         x_adv.requires_grad_(True)
         F.cross_entropy(predict(x_adv), y).backward()
         with torch.no_grad():
-            x_adv = x_adv + SETTINGS.alpha * x_adv.grad.sign()
-            x_adv = torch.clamp(x_adv, x - SETTINGS.eps, x + SETTINGS.eps).clamp(0, 1)
+            x_adv = x_adv + s.alpha * x_adv.grad.sign()
+            x_adv = torch.clamp(x_adv, x - s.eps, x + s.eps).clamp(0, 1)
     return x_adv
 
 
-def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def plain_loss(model: nn.Module, x: Tensor, y: Tensor, s: Namespace) -> Tensor:
     """The mean of train_submodel.sample_loss over a batch, expert by expert."""
     losses, bces = [], []
     for expert in model.experts:
-        logits, e = expert(x)
+        logits, g_logit = expert(x)
         loss = F.cross_entropy(logits, y, reduction="none")
         losses.append(loss)
         target = torch.exp(-loss).detach()
-        bces.append(F.binary_cross_entropy_with_logits(e, target, reduction="none"))
-    best = -SETTINGS.sigma * torch.logsumexp(-torch.stack(losses) / SETTINGS.sigma, 0)
-    return (best + SETTINGS.lambda_ * torch.stack(bces).mean(0)).mean()
+        bces.append(F.binary_cross_entropy_with_logits(g_logit, target, reduction="none"))
+    best = -s.sigma * torch.logsumexp(-torch.stack(losses) / s.sigma, 0)
+    return (best + s.lambda_ * torch.stack(bces).mean(0)).mean()
 
 
 def plain_collaboration(model: nn.Module, x: Tensor) -> Tensor:
-    outputs = [expert(x) for expert in model.experts]
-    logits, e = torch.stack([o[0] for o in outputs]), torch.stack([o[1] for o in outputs])
-    return logits[e.argmax(0), torch.arange(len(x), device=x.device)]
+    logits, g_logit = map(torch.stack, zip(*(expert(x) for expert in model.experts)))
+    return logits[g_logit.argmax(0), torch.arange(len(x), device=x.device)]
 
 
-def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int) -> Callable:
+def plain_step(model: nn.Module, stage: int, s: Namespace) -> Step:
+    optimizer = sgd(model)
+
     def step(x: Tensor, y: Tensor) -> None:
         model.eval()
         if stage == 1:
-            x_adv = torch.cat(
-                [plain_pgd(lambda z, e=expert: e(z)[0], x, y) for expert in model.experts]
-            )
+            attacked = [plain_pgd(expert.logits, x, y, s) for expert in model.experts]
         else:
-            x_adv = plain_pgd(lambda z: plain_collaboration(model, z), x, y)
+            attacked = [plain_pgd(lambda z: plain_collaboration(model, z), x, y, s)]
         model.train()
         optimizer.zero_grad()
-        (SETTINGS.n * plain_loss(model, x, y)).backward()
-        (SETTINGS.n * plain_loss(model, x_adv, y.repeat(len(x_adv) // len(x)))).backward()
+        (s.n * plain_loss(model, x, y, s)).backward()
+        (s.n * plain_loss(model, torch.cat(attacked), y.repeat(len(attacked)), s)).backward()
         optimizer.step()
 
     return step
+
+
+# ----------------------------------------------------------------------------------------- our way
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+
+
+def build(settings: Namespace, device: torch.device) -> nn.Module:
+    """The model as support/runs.py makes it."""
+    model = models.build(vars(settings)).to(device, memory_format=torch.channels_last)
+    speed.gather(model)
+    return model
 
 
 def our_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: TrainingLoss, settings: Namespace
-) -> Callable:
+    loss: TrainingLoss, model: nn.Module, settings: Namespace, compilable: bool = True
+) -> Step:
     """What train_submodel.train's loop does with a batch."""
-    forward_and_backward = train_submodel.forward_and_backward(model, loss, settings)
+    device, optimizer = next(model.parameters()).device, sgd(model)
+
+    def forward_and_backward(x: Tensor, y: Tensor) -> Tensor:
+        with speed.autocast(device, settings):
+            batch_loss = loss(model, x, y, settings)
+        batch_loss.backward()
+        return batch_loss.detach()
+
+    fast = speed.accelerate(forward_and_backward, model, settings, compilable)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
-        forward_and_backward(x, y)
+        fast(x, y)
         optimizer.step()
 
     return step
 
 
-def ablation(x: Tensor, y: Tensor, repeats: int) -> None:
+def ablation(x: Tensor, y: Tensor, settings: Namespace, repeats: int) -> None:
     """Prints the seconds of a step of each stage, one way down after the other."""
-    device = x.device
     ways = {"input gradients alone": ("float32", False, False)}
     ways["+ channels-last"] = ("float32", True, False)
-    ways["+ bfloat16"] = (SETTINGS.precision, True, False)
-    ways["+ compiled, or gathered on a CPU"] = (SETTINGS.precision, True, True)
+    ways["+ bfloat16"] = (settings.precision, True, False)
+    ways["+ compiled, or gathered on a CPU"] = (settings.precision, True, True)
     print(f"{'':34}{'stage 1':>9}{'stage 2':>9}")
     for name, (precision, channels_last, last) in ways.items():
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        how = {"precision": precision, "compile": settings.compile and last}
+        changed, z = Namespace(**vars(settings) | how), x.contiguous(memory_format=layout)
         medians = []
-        for make in (stage1_loss, stage2_loss):
-            model = infer.build(vars(SETTINGS)).to(device)
-            if channels_last:
-                model.to(memory_format=torch.channels_last)
-                x = x.contiguous(memory_format=torch.channels_last)
-            if not last:
-                model.forward = lambda z, m=model: m.combine(*m.all_experts(z))
-            fast = SETTINGS.compile if last else False
-            settings = Namespace(**vars(SETTINGS) | {"precision": precision, "compile": fast})
-            optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-            step = our_step(model, optimizer, make(model, settings), settings)
-            seconds(step, x, y)  # warms up
-            medians.append(statistics.median(seconds(step, x, y) for _ in range(repeats)))
+        for loss in STAGES.values():
+            model = models.build(vars(settings)).to(x.device, memory_format=layout)
+            if last:
+                speed.gather(model)
+            step = our_step(loss, model, changed)
+            seconds(step, z, y)  # warms up
+            medians.append(statistics.median(seconds(step, z, y) for _ in range(repeats)))
         print(f"{name:34}" + "".join(f"{median:9.2f}" for median in medians), flush=True)
 
 
-def rival_steps(device: torch.device) -> dict[tuple[str, int], Callable]:
-    """{(name, stage): a step of a method of baselines/}."""
-    steps = {}
-    for name, (module, losses, _) in RIVALS.items():
-        own = {k: v for k, v in module.PARSER.defaults.items() if v is not None}
-        settings = Namespace(**vars(SETTINGS) | own | {"method": name})
-        for stage, make in enumerate(losses, 1):
-            model = infer.build(vars(settings)).to(device, memory_format=torch.channels_last)
-            optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-            steps[name, stage] = our_step(model, optimizer, make(model, settings), settings)
-    return steps
+# -------------------------------------------------------------------------------- time and memory
 
 
-def seconds(step: Callable, x: Tensor, y: Tensor) -> float:
+def seconds(step: Step, x: Tensor, y: Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -180,17 +203,16 @@ def units(stage: int, M: int, S: int, gathered: bool = False) -> int:
     return attack + 6 * M
 
 
-def limit_seconds(stage: int, multiply_adds: float, bytes_moved: float) -> float:
+def limit_seconds(stage: int, s: Namespace, multiply_adds: float, bytes_moved: float) -> float:
     """The time that a dense step would take, were all of it multiplying, or moving its maps.
 
     A unit of an image costs 41 million multiply-adds, and a pass of forward and backward moves some
     3 MB in bfloat16 with element-wise work fused, twice as much in float32.
     """
-    M, S, images = SETTINGS.n, SETTINGS.steps, SETTINGS.batch_size
-    per_pass = 3e6 if SETTINGS.precision == "bfloat16" else 6e6
-    multiplying = images * units(stage, M, S) * 41e6 / multiply_adds
-    moving = images * passes_of_a_batch("soe", M, S)[stage] * per_pass / bytes_moved
-    return max(multiplying, moving)
+    per_pass = 3e6 if s.precision == "bfloat16" else 6e6
+    multiplying = s.batch_size * units(stage, s.n, s.steps) * 41e6 / multiply_adds
+    passes = passes_of_a_batch("soe", s.n, s.steps)[stage]
+    return max(multiplying, s.batch_size * passes * per_pass / bytes_moved)
 
 
 def peak_gib(device: torch.device) -> float:
@@ -205,76 +227,74 @@ def peak_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.bench_step")
-    parser.add_argument("--ablate", action="store_true", help="time each way down by itself")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: 5)")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], help="of our steps")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="ours (default: on a GPU)"
-    )
+    add = parser.add_argument
+    add("--ablate", action="store_true", help="time each way down by itself")
+    add("--repeats", type=options.count, default=5, help="timed steps of each")
+    options.add_device(parser)
+    add("--precision", choices=("bfloat16", "float32"), help="of our steps")
+    add("--compile", action=argparse.BooleanOptionalAction, help="ours (default: on a GPU)")
     args = parser.parse_args(argv)
-    try:
-        device = options.pick_device(args.device)
-        if args.repeats < 1:
-            raise ValueError(f"--repeats is {args.repeats}: it must be at least 1")
-    except ValueError as error:
-        parser.error(error)
-    precision = SETTINGS.precision = args.precision or options.best_precision(device)
-    SETTINGS.compile = args.compile if args.compile is not None else device.type == "cuda"
-    print(
-        f"{options.device_name(device)}, {precision}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
-    )
+    with parser.errors_in_one_line():
+        run(args)
+
+
+def run(args: Namespace) -> None:
+    """What `main` does, once the arguments are parsed. Raises ValueError."""
+    device = options.pick_device(args.device)
+    precision = args.precision or options.best_precision(device)
+    compile_ = device.type == "cuda" if args.compile is None else args.compile
+    how = {"precision": precision, "compile": compile_}
+    s = soe_settings(**how)
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{options.device_name(device)}, {precision}, {versions}")
     torch.manual_seed(0)
-    x = torch.rand(SETTINGS.batch_size, *SETTINGS.image_shape, device=device)
-    y = torch.randint(SETTINGS.num_classes, (SETTINGS.batch_size,), device=device)
+    x = torch.rand(s.batch_size, *s.image_shape, device=device)
+    y = torch.randint(s.num_classes, (s.batch_size,), device=device)
     if args.ablate:
-        ablation(x, y, args.repeats)
-        return 0
-    steps, x_last = {}, x.contiguous(memory_format=torch.channels_last)
-    for stage in (1, 2):
-        for way in ("plain", "ours"):
-            model = infer.build(vars(SETTINGS)).to(device)
-            optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-            if way == "ours":
-                model.to(memory_format=torch.channels_last)
-                loss = (stage1_loss if stage == 1 else stage2_loss)(model, SETTINGS)
-                steps[stage, way] = our_step(model, optimizer, loss, SETTINGS)
-            else:
-                steps[stage, way] = plain_step(model, optimizer, stage)
-    times = {key: [] for key in steps}
-    for way in ("ours", "plain"):
-        for stage in (1, 2):
-            seconds(steps[stage, way], x if way == "plain" else x_last, y)  # warms up
-        who = "ours" if way == "ours" else "both ways"
-        print(f"peak memory, {who}: {peak_gib(device):.2f} GiB")
-    rivals = rival_steps(device)
-    times |= {key: [] for key in rivals}
-    for step in rivals.values():
-        seconds(step, x_last, y)  # warms up
+        ablation(x, y, s, args.repeats)
+        return
+    steps, times, x_last = {}, {}, x.contiguous(memory_format=torch.channels_last)
+
+    def add(step: Step, *key) -> None:
+        seconds(step, x if "plain way" in key else x_last, y)  # warms up
+        steps[key], times[key] = step, []
+
+    for stage, loss in STAGES.items():
+        add(our_step(loss, build(s, device), s), "soe", stage)
+    print(f"peak memory, ours: {peak_gib(device):.2f} GiB")
+    for stage in STAGES:
+        add(plain_step(models.build(vars(s)).to(device), stage, s), "plain way", stage)
+    print(f"peak memory, both ways: {peak_gib(device):.2f} GiB")
+    for name, (module, model, losses, _) in RIVALS.items():
+        theirs = settings_of(module.parser(), model, compile=compile_)
+        theirs.precision = theirs.precision or precision  # GAL has float32
+        for stage, (loss, compilable) in enumerate(losses, 1):
+            add(our_step(loss, build(theirs, device), theirs, compilable), name, stage)
     for _ in range(args.repeats):
-        for key, step in (steps | rivals).items():
-            times[key].append(seconds(step, x if key[1] == "plain" else x_last, y))
-    soe = statistics.mean(statistics.median(times[stage, "ours"]) for stage in (1, 2))
+        for key, step in steps.items():
+            times[key].append(seconds(step, x if "plain way" in key else x_last, y))
+    medians = {key: statistics.median(values) for key, values in times.items()}
+
+    def mean(method: str) -> float:
+        return statistics.mean(t for (name, _), t in medians.items() if name == method)
+
     print(f"{'':10}{'seconds':>9}{'to SoE':>9}{'Table 1':>9}")
-    print(f"{'SoE':10}{soe:9.2f}{1:9.2f}{1:9.2f}")
-    for name, (_, losses, in_paper) in RIVALS.items():
-        stages = range(1, len(losses) + 1)
-        mine = statistics.mean(statistics.median(times[name, stage]) for stage in stages)
-        print(f"{name:10}{mine:9.2f}{mine / soe:9.2f}" + (f"{in_paper:9.2f}" if in_paper else ""))
+    in_papers = {"soe": 1.0} | {name: hours for name, (*_, hours) in RIVALS.items()}
+    for name, in_paper in in_papers.items():
+        shown = f"{in_paper:9.2f}" if in_paper else ""
+        print(f"{name:10}{mean(name):9.2f}{mean(name) / mean('soe'):9.2f}{shown}")
     limits = measured_limits(device, precision)
     print(f"{'':8}{'images/s':>10}{'of the limit':>14}")
-    for stage in (1, 2):
-        ours = statistics.median(times[stage, "ours"])
-        of_limit = limit_seconds(stage, *limits) / ours
-        print(f"stage{stage:<3}{SETTINGS.batch_size / ours:10.0f}{of_limit:14.1%}")
-    for stage in (1, 2):
-        plain, ours = (statistics.median(times[stage, way]) for way in ("plain", "ours"))
-        print(f"stage{stage} plain {plain:.2f} ours {ours:.2f} ratio {plain / ours:.2f}")
-    return 0
+    for stage in STAGES:
+        ours = medians["soe", stage]
+        of_limit = limit_seconds(stage, s, *limits) / ours
+        print(f"stage{stage:<3}{s.batch_size / ours:10.0f}{of_limit:14.1%}")
+    for stage in STAGES:
+        plainly, ours = medians["plain way", stage], medians["soe", stage]
+        print(f"stage{stage} plain {plainly:.2f} ours {ours:.2f} ratio {plainly / ours:.2f}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,14 +1,14 @@
 """Our attacks beside Foolbox's and ART's, on the same model and images.
 
     python -m pip install foolbox adversarial-robustness-toolbox
-    python -m experiments.other_tools CHECKPOINT --eps 0.1
+    python -m experiments.other_tools RUN --eps 0.1
 
 Prints the accuracy that each leaves, and the time. With --speed it times Square instead: 200 random
 images of 3 x 32 x 32, 500 queries, three untrained ResNet20s whose own answers are the labels.
 """
 
-import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 import data
 import infer
-from attacks import apgd, pgd, square
-from models import Collaboration, ResNet
+from attacks import pgd, square
+from experiments.autopgd import apgd
+from models import Collaboration, ResNet, ask_experts
 from support import options
+from support.tables import percent
 
 
 def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
@@ -66,37 +68,36 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, rows: dict, num_classes: int
         start = time.perf_counter()
         x_adv = attack(classifier)
         seconds = time.perf_counter() - start
-        with torch.no_grad():
-            right = torch.cat([model(part).argmax(1) for part in x_adv.split(250)]) == y
+        correct = model.combine(*ask_experts(model, x_adv)).argmax(-1) == y
         farthest = (x_adv - x).abs().max().item()
         print(
-            f"{name:34} {infer.percent(right):6.1f} % right  {seconds:7.1f} s  "
+            f"{name:34} {percent(correct):6.1f} % correct  {seconds:7.1f} s  "
             f"{len(x) / seconds:7.2f} images/s  farthest {farthest:.4f}",
             flush=True,
         )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.other_tools")
-    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
-    parser.add_argument("--eps", type=float, default=0.1, help="default: 0.1")
-    parser.add_argument("--queries", type=int, default=500, help="of Square (default: 500)")
-    parser.add_argument("--speed", action="store_true", help="time Square at 32 x 32")
+    add = parser.add_argument
+    add("checkpoint", nargs="?", metavar="RUN", help="a run on digits: its folder, or model.pt")
+    add("--eps", type=options.radius, default=0.1, help="attack radius")
+    add("--queries", type=options.count, default=500, help="of Square")
+    add("--speed", action="store_true", help="time Square at 32 x 32")
     args = parser.parse_args(argv)
+    with parser.errors_in_one_line():
+        run(args)
+
+
+def run(args: Namespace) -> None:
+    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
     try:
         import art  # noqa: F401
         import foolbox  # noqa: F401
-
-        options.check_eps(args.eps)
-        if args.speed == (args.checkpoint is not None):
-            raise ValueError("give a CHECKPOINT, or --speed")
-        if args.checkpoint:
-            model = infer.load(args.checkpoint)
-            x, y = infer.test_images(data.load("digits"), "cpu")
     except ImportError as error:
-        parser.error(f"{error}: pip install foolbox adversarial-robustness-toolbox")
-    except (ValueError, OSError) as error:
-        parser.error(error)
+        raise ValueError(f"{error}: pip install foolbox adversarial-robustness-toolbox") from None
+    if args.speed == (args.checkpoint is not None):
+        raise ValueError("give a RUN, or --speed")
     eps, alpha, queries = args.eps, args.eps / 5, args.queries
     squares = {  # ART rescales the schedule of square sizes
         "Square, ours": lambda _: square(model, x, y, eps, queries, rescale=True, batch_size=200),
@@ -111,7 +112,9 @@ def main(argv: list[str] | None = None) -> int:
         x = torch.rand(200, 3, 32, 32)
         y = model(x).argmax(1)
         compare(model, x, y, squares, 10)
-        return 0
+        return
+    model = infer.load(args.checkpoint)
+    x, y = data.load("digits").test_images("cpu")
     how = {"max_iter": 100, "batch_size": 250}
     rows = {
         "PGD-20, ours": lambda _: pgd(
@@ -124,8 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         ),
     }
     compare(model, x, y, rows | squares, 10)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,11 +24,8 @@ from pathlib import Path
 
 import torch
 
-import infer
 from experiments import bench_step
 from support import files, options, pictures
-from train_collab import stage2_loss
-from train_submodel import stage1_loss
 
 AXES = {
     "n": (1, 2, 3, 4, 5, 6, 7, 8),
@@ -53,84 +50,70 @@ def measure(point: dict, device_name: str, precision: str, repeats: int) -> dict
     """{"stage 1" and "stage 2": seconds, "memory": GiB} of one point, in this process."""
     device = torch.device(device_name)
     torch.manual_seed(0)
-    settings = Namespace(**vars(bench_step.SETTINGS) | point | {"precision": precision})
-    settings.compile = device.type == "cuda"
+    how = {"precision": precision, "compile": device.type == "cuda"}
+    settings = bench_step.soe_settings(**point, **how)
     x = torch.rand(settings.batch_size, *settings.image_shape, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.randint(settings.num_classes, (settings.batch_size,), device=device)
     found = {}
-    for stage, make in ((1, stage1_loss), (2, stage2_loss)):
-        model = infer.build(vars(settings)).to(device, memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-        step = bench_step.our_step(model, optimizer, make(model, settings), settings)
+    for stage, loss in bench_step.STAGES.items():
+        step = bench_step.our_step(loss, bench_step.build(settings, device), settings)
         bench_step.seconds(step, x, y)  # warms up
         times = [bench_step.seconds(step, x, y) for _ in range(repeats)]
         found[f"stage {stage}"] = statistics.median(times)
     return found | {"memory": bench_step.peak_gib(device)}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.scaling")
     add = parser.add_argument
-    add("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="default: all four")
-    add("--repeats", type=int, default=3, help="timed steps of each point (default: 3)")
-    add("--device", help="cuda or cpu (default: the first that is there)")
-    add("--precision", choices=["bfloat16", "float32"], help="(default: as in training)")
+    add("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="(default: all four)")
+    add("--repeats", type=options.count, default=3, help="timed steps of each point")
+    options.add_device(parser)
+    what = "(default: as in training)"
+    add("--precision", choices=("bfloat16", "float32"), help=what)
     add("--out", default="scaling.png", metavar="PNG", help="and a .json beside it")
     args = parser.parse_args(argv)
-    out = Path(args.out)
-    try:
-        device = options.pick_device(args.device)
-        if device.type == "mps" or sys.platform == "win32":
-            raise ValueError("memory is measured on Linux, macOS' CPU and CUDA: give --device cpu")
-        if args.repeats < 1:
-            raise ValueError(f"--repeats is {args.repeats}: it must be at least 1")
-        files.check_new_png(out, "--out")
-        if out.with_suffix(".json").exists():
-            raise ValueError(f"--out {out}: {out.with_suffix('.json')} is there already")
-    except ValueError as error:
-        parser.error(error)
+    with parser.errors_in_one_line():
+        run(args)
+
+
+def run(args: Namespace) -> None:
+    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
+    device, out = options.pick_device(args.device), Path(args.out)
+    if device.type == "mps" or sys.platform == "win32":
+        raise ValueError("memory is measured on Linux, macOS' CPU and CUDA: give --device cpu")
+    files.check_new(out, ".png", "--out")
+    if out.with_suffix(".json").exists():
+        raise ValueError(f"--out {out}: {out.with_suffix('.json')} is there already")
     precision = args.precision or options.best_precision(device)
     base, gathered = BASE[device.type], device.type == "cpu"
     header = f"{options.device_name(device)}, {precision}, torch {torch.__version__}"
     print(f"{header}; 3 x 32 x 32, {', '.join(f'{LABELS[k]} {v}' for k, v in base.items())}")
     print(f"{'':22}" + "".join(f"{name:>16}" for name in ("stage 1, s", "stage 2, s", "GiB")))
-    tables, scale = {}, {}
-    fresh = multiprocessing.get_context("spawn")
-    try:
-        with fresh.Pool(1, maxtasksperchild=1) as pool:
+    tables = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
 
-            def ask(point: dict) -> dict[str, float]:
-                return pool.apply(measure, (point, str(device), precision, args.repeats))
+        def ask(point: dict) -> dict[str, float]:
+            return pool.apply(measure, (point, str(device), precision, args.repeats))
 
-            at_base = ask(base)
-            for stage in (1, 2):
-                scale[stage] = at_base[f"stage {stage}"] / cost(stage, base, gathered)
-            for axis in args.axes:
-                for value in AXES[axis]:
-                    point = base | {axis: value}
-                    found = at_base if point == base else ask(point)
-                    for stage in (1, 2):
-                        predicted = scale[stage] * cost(stage, point, gathered)
-                        found = found | {f"predicted {stage}": predicted}
-                    tables.setdefault(LABELS[axis], {})[value] = found
-                    cells = [
-                        f"{found[f'stage {stage}']:.2f} ({found[f'predicted {stage}']:.2f})"
-                        for stage in (1, 2)
-                    ]
-                    line = "".join(f"{cell:>16}" for cell in (*cells, f"{found['memory']:.2f}"))
-                    print(f"{LABELS[axis]:16}{value:6}{line}", flush=True)
-        content = {"command": vars(args), "device": header, "base": base, "tables": tables}
-        files.write(out, pictures.scaling(tables))
-        files.write(out.with_suffix(".json"), json.dumps(content, indent=1).encode())
-        print(f"in brackets: what the passes predict. Wrote {out} and {out.with_suffix('.json')}")
-    except OSError as error:
-        parser.error(error)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+        at_base = ask(base)
+        for axis, value in ((name, v) for name in args.axes for v in AXES[name]):
+            point = base | {axis: value}
+            found = dict(at_base if point == base else ask(point))
+            cells = []
+            for stage in bench_step.STAGES:
+                ratio = cost(stage, point, gathered) / cost(stage, base, gathered)
+                found[f"predicted {stage}"] = at_base[f"stage {stage}"] * ratio
+                cells.append(f"{found[f'stage {stage}']:.2f} ({found[f'predicted {stage}']:.2f})")
+            tables.setdefault(LABELS[axis], {})[value] = found
+            line = "".join(f"{cell:>16}" for cell in (*cells, f"{found['memory']:.2f}"))
+            print(f"{LABELS[axis]:16}{value:6}{line}", flush=True)
+    content = {"command": vars(args), "device": header, "base": base, "tables": tables}
+    files.write(out, pictures.scaling(tables))
+    files.write(out.with_suffix(".json"), json.dumps(content, indent=1).encode())
+    print(f"in brackets: what the passes predict. Wrote {out} and {out.with_suffix('.json')}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import data
 import infer
-import train_collab
 from experiments.other_tools import art_attack, art_classifier, foolbox_pgd
+from support.fixtures import train_small
 
 EPS = 0.1
 
@@ -23,9 +23,8 @@ EPS = 0.1
 def trained(tmp_path_factory):
     """A trained digits collaboration, 60 test images and their labels."""
     out = tmp_path_factory.mktemp("tools") / "run"
-    argv = "--depth 8 --epochs 4 --steps 3 --eps 0.1 --device cpu --out".split()
-    assert train_collab.main([*argv, str(out)]) == 0
-    x, y = infer.test_images(data.load("digits"), "cpu")
+    train_small(out, "--depth", "8", "--steps", "3")
+    x, y = data.load("digits").test_images("cpu")
     return infer.load(out), x[:60], y[:60]
 
 

@@ -6,10 +6,11 @@ import torch
 
 import data
 import infer
-import train_collab
-from experiments import transfer_set
+from attacks import cross_entropy
+from experiments import evaluate, transfer_set
 from models import Collaboration, ResNet
-from support import files
+from support.fixtures import train_small
+from support.tables import percent
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def network():
 
 def made(attack, network, **how):
     torch.manual_seed(1)
-    return attack(*network, 0.05, "ce", 4, **how)
+    return attack(*network, 0.05, cross_entropy, 4, **how)
 
 
 def test_sgm_with_gamma_1_is_momentum_pgd(network):
@@ -65,43 +66,56 @@ def test_diversified_images_are_smaller_and_lie_on_black():
 def small(tmp_path_factory):
     """A transfer file of 20 digits, weakly made, and a trained run."""
     folder = tmp_path_factory.mktemp("transfer")
-    common = ["--data", "digits", "--epochs", "1", "--images", "20", "--steps", "2", "--eps", "0.1"]
-    surrogates = ["--surrogates", str(folder / "surrogates"), "--device", "cpu"]
-    out = ["--out", str(folder / "set.npz")]
-    assert transfer_set.main([*common, *surrogates, *out]) == 0
-    run = "--depth 2 --n 2 --epochs 2 --steps 2 --eps 0.1 --device cpu --out".split()
-    assert train_collab.main([*run, str(folder / "run")]) == 0
+    common = "--epochs 1 --images 20 --steps 2 --eps 0.1 --device cpu".split()
+    surrogates = ["--surrogates", str(folder / "surrogates")]
+    transfer_set.main([*common, *surrogates, "--out", str(folder / "set.npz")])
+    train_small(folder / "run", "--epochs", "2")
     return folder
 
 
-def test_a_transfer_set_has_30_variants_inside_the_ball(small):
+@pytest.fixture
+def images(small):
+    """The model, and what the transfer file holds: x, y, {"transfer3" and "transfer30": images}."""
     digits = data.load("digits")
-    indices, variants = files.load_transfer(str(small / "set.npz"), digits, [0.1], None)
-    x, _ = infer.test_images(digits, "cpu", indices)
-    assert variants["transfer30"].shape == (30, 20, 1, 8, 8)
-    assert variants["transfer3"].shape == (3, 20, 1, 8, 8)
-    images = variants["transfer30"]
-    assert (images >= x - 0.1).all() and (images <= x + 0.1).all()
-    assert images.min() >= 0 and images.max() <= 1
-    assert len(images.flatten(1).unique(dim=0)) == 30  # no two variants are the same
+    chosen, variants = transfer_set.load_transfer(str(small / "set.npz"), digits, [0.1], None)
+    return infer.load(small / "run"), *digits.test_images("cpu", chosen), variants
 
 
-def test_an_image_counts_only_if_every_variant_is_right(small):
-    digits = data.load("digits")
-    indices, variants = files.load_transfer(str(small / "set.npz"), digits, [0.1], None)
-    x, y = infer.test_images(digits, "cpu", indices)
-    model = infer.load(small / "run")
-    table = infer.report(model, x, y, {}, transfer=variants)["table"]
-    right = torch.stack([model(images).argmax(1) == y for images in variants["transfer30"]])
-    assert table["collaboration"]["transfer30"] == infer.percent(right.all(0))
-    assert table["collaboration"]["transfer30"] <= table["collaboration"]["transfer3"]
+def test_a_transfer_set_has_30_variants_inside_the_ball(images):
+    _, x, _, variants = images
+    made = variants["transfer30"]
+    assert made.shape == (30, 20, 1, 8, 8) and variants["transfer3"].shape == (3, 20, 1, 8, 8)
+    assert (made >= x - 0.1).all() and (made <= x + 0.1).all()
+    assert made.min() >= 0 and made.max() <= 1
+    assert len(made.flatten(1).unique(dim=0)) == 30  # no two variants are the same
+
+
+def test_an_image_counts_only_if_every_variant_is_correct(images):
+    model, x, y, variants = images
+    cells = evaluate.report(model, x, y, {}, variants)["table"]["collaboration"]
+    for column, made in variants.items():
+        correct = torch.stack([model(of_one).argmax(1) == y for of_one in made])
+        assert cells[column] == percent(correct.all(0))
+    assert cells["transfer30"] <= cells["transfer3"]
 
 
 def test_all_attacks_use_the_images_of_the_transfer_file(small, capsys):
     argv = "--attack all --steps 2 --queries 5 --device cpu --transfer".split()
-    assert infer.main([str(small / "run"), *argv, str(small / "set.npz")]) == 0
+    evaluate.main([str(small / "run"), *argv, str(small / "set.npz")])
     out = capsys.readouterr().out
     assert "Accuracy (%) on 20 test images" in out and "transfer30" in out and "worst" in out
+
+
+def test_surrogates_are_used_again_if_they_are_what_they_should_be(small, refused, capsys):
+    again = ["--surrogates", small / "surrogates", "--images", 20, "--steps", 1]
+    capsys.readouterr()
+    transfer_set.main([*map(str, again), "--out", str(small / "again.npz")])
+    assert "stage 1" not in capsys.readouterr().out  # nothing was trained
+    (small / "mine").mkdir()
+    (small / "run").rename(small / "mine" / "3")
+    mine = ["--surrogates", small / "mine", "--out", small / "mine.npz"]
+    assert "holds no plain ensemble of 3" in refused(transfer_set, *mine)
+    (small / "mine" / "3").rename(small / "run")
 
 
 @pytest.mark.parametrize(
@@ -116,14 +130,11 @@ def test_all_attacks_use_the_images_of_the_transfer_file(small, capsys):
         ("--attack transfer3", "needs --transfer"),
     ],
 )
-def test_a_wrong_transfer_file_is_refused_in_one_line(argv, message, small, monkeypatch, capsys):
+def test_a_wrong_transfer_file_is_refused_in_one_line(argv, message, small, monkeypatch, refused):
     monkeypatch.chdir(small)
     (small / "text.npz").write_text("hello")
     whole = (small / "set.npz").read_bytes()
     (small / "cut.npz").write_bytes(whole[: len(whole) // 2])
     content = dict(np.load(small / "set.npz"))
     np.savez("other.npz", **content | {"checksum": 1, "data": "elsewhere"})
-    with pytest.raises(SystemExit) as stop:
-        infer.main(["run", "--device", "cpu", *argv.split()])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert message in refused(evaluate, "run", "--device", "cpu", *argv.split())

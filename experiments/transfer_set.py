@@ -1,22 +1,22 @@
 """Transfer attacks: images made against other networks, to be tried on any model (appendix 4.1).
 
-    python -m experiments.transfer_set --data digits --eps 0.1 --out transfer.npz
-    python infer.py CHECKPOINT --eps 0.1 --attack transfer3,transfer30 --transfer transfer.npz
+    python -m experiments.transfer_set --eps 0.1 --out set.npz
+    python -m experiments.evaluate RUN --eps 0.1 --attack transfer3 transfer30 --transfer set.npz
 
 The surrogates are plain ensembles of 3, 5 and 8 ResNet20s, trained on clean images (kept, and used
 again, in --surrogates). Against each, with cross-entropy and with the CW loss, five attacks of 100
 steps of eps / 5 are made: PGD with momentum from 3 random starts, SGM, and M-DI2-FGSM, which makes
 30 variants of each image; the 3 variants are the three methods against 3 members with
-cross-entropy. An image counts as robust only if every variant is classified right.
-The protocol is that of DVERGE (Yang et al., NeurIPS 2020); the share of the image that input
-diversity leaves, 0.9, is our choice.
+cross-entropy. An image counts as robust only if every variant is classified correctly. The protocol
+is that of DVERGE (Yang et al., NeurIPS 2020); the share of the image that input diversity leaves,
+0.9, is our choice.
 """
 
 import io
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +27,20 @@ from tqdm import tqdm
 
 import data
 import infer
-from attacks import pgd
+from attacks import Loss, cross_entropy, cw_loss, in_batches, pgd
 from baselines import plain
-from models import Block, Ensemble
+from experiments import train_or_resume
+from models import Block, ask_experts
 from support import files, options
-from train_submodel import train
+from support.tables import percent
 
 SIZES = (3, 5, 8)  # members of the surrogates
+LOSSES = {"ce": cross_entropy, "cw": cw_loss}
 METHODS = ("pgd-1", "sgm", "di2", "pgd-2", "pgd-3")  # the first three are those of the 3 variants
 
 
 def mpgd(
-    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: float, loss: str, steps: int
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: float, loss: Loss, steps: int
 ) -> Tensor:
     """PGD with momentum 1 on the normalised gradient, from a random start: x [B, C, H, W]."""
     return pgd(model, x, y, eps, eps / 5, steps, loss, momentum=1.0, random_start=True)
@@ -66,7 +68,7 @@ def sgm(
     x: Tensor,
     y: Tensor,
     eps: float,
-    loss: str,
+    loss: Loss,
     steps: int,
     gamma: float = 0.2,
 ) -> Tensor:
@@ -94,7 +96,7 @@ def di2(
     x: Tensor,
     y: Tensor,
     eps: float,
-    loss: str,
+    loss: Loss,
     steps: int,
     probability: float = 0.5,
 ) -> Tensor:
@@ -102,107 +104,114 @@ def di2(
     return mpgd(lambda z: model(diversify(z, probability)), x, y, eps, loss, steps)
 
 
-def surrogate(dataset: data.Data, size: int, folder: Path, args: Namespace) -> Ensemble:
-    """A plain ensemble, read from folder/size, or trained there. Raises ValueError, OSError."""
-    folder = folder / str(size)
-    device = options.pick_device(args.device)
-    if (folder / "model.pt").exists():
-        checkpoint = files.load_checkpoint(folder)
-        settings = Namespace(**plain.PARSER.defaults | checkpoint["settings"])
-        if settings.method != "plain" or settings.n != size or settings.eps:
-            what = f"plain ensemble of {size} trained on clean images"
-            raise ValueError(f"{folder} holds no {what}: name another folder")
-        if settings.data_checksum != dataset.checksum:
-            raise ValueError(f"{folder} was trained on other images: name another folder")
-        options.fill_in(settings, dataset)
-    else:
-        checkpoint = None
-        mine = {"data": args.data, "epochs": args.epochs, "seed": args.seed + size, "n": size}
-        settings = Namespace(**plain.PARSER.defaults | mine | {"eps": 0.0}, method="plain")
-        options.check(settings, eps_may_be_0=True)
-        options.fill_in(settings, dataset)
-        settings.stage_epochs = {1: settings.epochs}
-        settings.precision = options.best_precision(device)
-        folder.mkdir(parents=True, exist_ok=True)
-    settings.out = str(folder)
-    torch.manual_seed(settings.seed)
-    model = infer.build(vars(settings)).to(device, memory_format=torch.channels_last)
-    if checkpoint:
-        infer.load_weights(model, checkpoint)
-        files.set_rng_state(checkpoint["rng"], device)
-    train(model, plain.plain_loss(model, settings), dataset, settings, checkpoint=checkpoint)
-    return model.eval()
+def surrogate(dataset: data.Data, size: int, args: Namespace) -> nn.Module:
+    """A plain ensemble trained on clean images, in eval mode: read from its folder, or trained
+    there. Raises ValueError, OSError; SystemExit where training ends with one."""
+    folder = Path(args.surrogates or f"runs/{dataset.name}-surrogates") / str(size)
+    flags = ["--eps=0", f"--n={size}", f"--seed={args.seed + size}"]
+    flags += [f"--epochs={args.epochs}"] if args.epochs else []
+    train_or_resume(plain.main, folder, args.data, args.device, flags)
+    settings = files.load_checkpoint(folder)["settings"]
+    if (settings["method"], settings["n"], settings["eps"]) != ("plain", size, 0):
+        what = f"plain ensemble of {size} trained on clean images"
+        raise ValueError(f"{folder} holds no {what}: name another folder")
+    if settings["data_checksum"] != dataset.checksum:
+        raise ValueError(f"{folder} was trained on other images: name another folder")
+    return infer.load(folder, options.pick_device(args.device))
 
 
 def variants(
-    models: dict[int, Ensemble], x: Tensor, y: Tensor, eps: float, steps: int, seed: int
+    models: dict[int, nn.Module], x: Tensor, y: Tensor, eps: float, steps: int, seed: int
 ) -> tuple[list[str], Tensor]:
     """Names, and images [V, N, C, H, W] on the CPU, of all variants of x [N, C, H, W]."""
     makers = {"pgd": mpgd, "sgm": sgm, "di2": di2}
-    names = [f"{size} {loss} {way}" for size in models for loss in ("ce", "cw") for way in METHODS]
+    names = [f"{size} {loss} {way}" for size in models for loss in LOSSES for way in METHODS]
     images = []
     for number, name in enumerate(tqdm(names, "variants", disable=None)):
         size, loss, way = name.split()
         torch.manual_seed(seed + number)
-        make = makers[way.split("-")[0]]
-        parts = zip(x.split(infer.BATCH_SIZE), y.split(infer.BATCH_SIZE))
-        made = [make(models[int(size)], *part, eps, loss, steps).cpu() for part in parts]
-        images.append(torch.cat(made))
+        make = partial(makers[way.split("-")[0]], eps=eps, loss=LOSSES[loss], steps=steps)
+        images.append(in_batches(make)(models[int(size)], x, y).cpu())
     return names, torch.stack(images)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = options.Parser(__doc__, prog="-m experiments.transfer_set")
-    parser.add_argument("--data", default="digits", help="as in training (default: digits)")
-    parser.add_argument("--eps", type=float, default=0.03, help="radius (default: 0.03)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the .npz file to write")
-    parser.add_argument("--surrogates", metavar="DIR", help="default: runs/DATA-surrogates")
-    parser.add_argument("--epochs", type=int, help="of the surrogates (default: as in training)")
-    parser.add_argument("--images", type=int, help="test images (default: at most 1000)")
-    parser.add_argument("--steps", type=int, default=100, help="of each attack (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
-    args = parser.parse_args(argv)
-    out = Path(args.out)
+def load_transfer(
+    path: str, dataset: data.Data, eps: list[float], count: int | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A file that this script wrote: numbers of test images [N], and {"transfer3" and "transfer30":
+    [V, N, C, H, W]}, cut to `count` images.
+
+    Raises FileNotFoundError; ValueError where it is damaged, or of other data, shape or eps.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no transfer file {path}: experiments/transfer_set.py makes one")
     try:
-        options.check_eps(args.eps)
-        options.check_seed(args.seed)
-        if out.suffix != ".npz" or out.exists() or not out.parent.is_dir():
-            raise ValueError(f"--out {out}: give a new .npz file in an existing folder")
-        if args.steps < 1 or (args.images is not None and args.images < 1):
-            raise ValueError("--steps and --images must be at least 1")
-        dataset = data.load(args.data)
-        if args.images is not None and args.images > len(dataset.x_test):
-            raise ValueError(f"--images is {args.images}: there are {len(dataset.x_test)}")
-        folder = Path(args.surrogates or Path("runs") / f"{dataset.name}-surrogates")
-        models = {size: surrogate(dataset, size, folder, args) for size in SIZES}
-        chosen = infer.choose_images(dataset, args.images or infer.MAX_IMAGES)
-        x, y = infer.test_images(dataset, next(models[3].parameters()).device, chosen)
-        for size, model in models.items():
-            right = infer.percent(infer.ask_experts(model, x)[0].mean(0).argmax(-1) == y)
-            print(f"surrogate of {size}: clean accuracy {right:.1f} %")
-        names, images = variants(models, x, y, args.eps, args.steps, args.seed)
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            images=images.numpy(),
-            labels=y.cpu().numpy(),
-            indices=chosen.numpy(),
-            checksum=dataset.checksum,
-            data=dataset.name,
-            eps=args.eps,
-            variants=np.array(names),
-            in_3=np.array([name in {f"3 ce {way}" for way in METHODS[:3]} for name in names]),
-        )
-        files.write(out, buffer.getvalue())
-        print(f"wrote {out}: {len(names)} variants of {len(x)} images at eps {args.eps:g}")
-    except (ValueError, OSError, FloatingPointError) as error:
-        parser.error(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the surrogates it has", file=sys.stderr)
-        return 130
-    return 0
+        with np.load(path, allow_pickle=False) as file:
+            images, indices, in_3 = (
+                torch.from_numpy(file[k]) for k in ("images", "indices", "in_3")
+            )
+            checksum, data_name, made_at = (file[key].item() for key in ("checksum", "data", "eps"))
+            if images.ndim != 5 or len(indices) != images.shape[1] or len(in_3) != len(images):
+                raise ValueError
+    except (*data.UNREADABLE, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged or no transfer file: make it anew") from None
+    if checksum != dataset.checksum or tuple(images.shape[2:]) != dataset.image_shape:
+        raise ValueError(f"{path} was made for {data_name}, not for {dataset.name}: make another")
+    if any(abs(e - made_at) > 1e-9 for e in eps):
+        raise ValueError(f"{path} was made at eps {made_at:g}: give --eps {made_at:g}")
+    if count is not None and count > len(indices):
+        raise ValueError(f"--images is {count}: {path} has {len(indices)} images")
+    images, indices = images[:, :count], indices[:count]
+    variants = {"transfer3": images[in_3]}
+    return indices, variants | ({"transfer30": images} if len(images) == 30 else {})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = options.Parser(__doc__, prog="-m experiments.transfer_set")
+    add, count = parser.add_argument, options.count
+    add("--data", default="digits", help="as in training")
+    add("--eps", type=options.radius, default=0.03, help="attack radius")
+    add("--out", required=True, metavar="FILE", help="the .npz file to write")
+    add("--surrogates", metavar="DIR", help="their runs (default: runs/DATA-surrogates)")
+    add("--epochs", type=count, help="of the surrogates (default: as in training)")
+    add("--images", type=count, help="test images (default: at most 1000)")
+    add("--steps", type=count, default=100, help="of each attack")
+    add("--seed", type=options.seed, default=0, help="(default: 0)")
+    options.add_device(parser)
+    args = parser.parse_args(argv)
+    with parser.errors_in_one_line():
+        run(args)
+
+
+def run(args: Namespace) -> None:
+    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
+    out = Path(args.out)
+    files.check_new(out, ".npz", "--out")
+    dataset = data.load(args.data)
+    chosen = dataset.choose_test_images(args.images or data.MAX_IMAGES)
+    if args.images and args.images > len(chosen):
+        raise ValueError(f"--images is {args.images}: there are {len(chosen)}")
+    x, y = dataset.test_images(options.pick_device(args.device), chosen)
+    models = {size: surrogate(dataset, size, args) for size in SIZES}
+    for size, model in models.items():
+        correct = model.combine(*ask_experts(model, x)).argmax(-1) == y
+        print(f"surrogate of {size}: clean accuracy {percent(correct):.1f} %")
+    names, images = variants(models, x, y, args.eps, args.steps, args.seed)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        images=images.numpy(),
+        indices=chosen.numpy(),
+        in_3=np.array([name in {f"3 ce {way}" for way in METHODS[:3]} for name in names]),
+        variants=np.array(names),
+        labels=y.cpu().numpy(),
+        checksum=dataset.checksum,
+        data=dataset.name,
+        eps=args.eps,
+    )
+    files.write(out, buffer.getvalue())
+    print(f"wrote {out}: {len(names)} variants of {len(x)} images at eps {args.eps:g}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import data
 import train_collab
+from support import files
 
 SMALL = "--depth 2 --n 2 --epochs 4 --steps 2 --eps 0.1 --device cpu".split()
 
@@ -36,6 +38,27 @@ def whole(tmp_path_factory):
 def interrupt(*_):
     """Stands for Ctrl-C."""
     raise KeyboardInterrupt
+
+
+def stop_training(out: str | Path, *more: str, script=train_collab) -> None:
+    """A run that Ctrl-C ends in its first step."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(torch.optim.SGD, "step", interrupt)
+        train_small(out, *more, script=script)
+    assert stop.value.code == 130
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Bit for bit, of two checkpoints."""
+    a, b = (files.load_checkpoint(path)["model"] for path in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def change_checkpoint(path: Path, new: Path, settings: dict | None = None, **changes) -> None:
+    """Writes `path`'s checkpoint to `new`, with some of its contents, or settings, changed."""
+    checkpoint = files.load_checkpoint(path)
+    changes["settings"] = checkpoint["settings"] | (settings or {})
+    torch.save(checkpoint | changes, new)
 
 
 @pytest.fixture

@@ -1,0 +1,102 @@
+"""Statements about files and checkpoints that must hold."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import infer
+import train_collab
+from support import files
+from support.fixtures import SMALL, arrays, change_checkpoint, stop_training
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("cut.pt", "was cut short"),
+        ("text.pt", "no checkpoint"),
+        ("gone.pt", "no checkpoint"),
+        (".", "no checkpoint model.pt"),
+        ("code.pt", "holds code"),
+        ("list.pt", "no checkpoint of this project"),
+        ("weights.pt", "no checkpoint of this project"),
+        ("own.npz", "damaged, or no checkpoint"),
+        ("flipped.pt", "damaged"),
+        ("other.pt", "its settings describe no model of this version"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_in_one_line(
+    name, message, whole, tmp_path, monkeypatch, refused
+):
+    monkeypatch.chdir(tmp_path)
+    content = (whole / "model.pt").read_bytes()
+    Path("cut.pt").write_bytes(content[: len(content) // 2])
+    Path("text.pt").write_text("hello")
+    torch.save({"model": Code()}, "code.pt")
+    torch.save([1, 2], "list.pt")
+    torch.save(files.load_checkpoint(whole)["model"], "weights.pt")
+    np.savez("own.npz", **arrays())
+    Path("flipped.pt").write_bytes(content.replace(b"PK\1\2", b"PK\1\3"))
+    change_checkpoint(whole, "other.pt", {"model": None, "n": "two"})
+    assert message in refused(infer, name)
+    assert not Path("executed").exists()
+
+
+def test_weights_that_do_not_fit_say_what_may_have_changed(whole, tmp_path, refused):
+    """As after a change of models.py: other names, or another shape, under the same settings."""
+    stop_training(tmp_path / "stopped")
+    weights = files.load_checkpoint(whole)["model"]
+    weights["experts.0.e_head.weight"] = torch.zeros(1, 16)
+    misfit = tmp_path / "stopped" / "model.pt"
+    change_checkpoint(misfit, misfit, model=weights)
+    change_checkpoint(whole / "submodels.pt", tmp_path / "sub.pt", model={"renamed": torch.ones(1)})
+    message = "these weights do not fit the network in models.py; was it changed since this run?"
+    for script, *argv in (
+        (infer, misfit),
+        (train_collab, "--resume", tmp_path / "stopped"),
+        (train_collab, *SMALL, "--out", tmp_path / "new", "--submodels", tmp_path / "sub.pt"),
+    ):
+        assert message in refused(script, *argv)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_is_named_by_its_file_or_its_folder_and_can_move(whole, tmp_path):
+    moved = shutil.copytree(whole, tmp_path / "moved")
+    (moved / "model.pt").rename(moved / "best.pt")
+    loaded = [infer.load(path).state_dict() for path in (whole, str(moved / "best.pt"))]
+    assert all(torch.equal(value, loaded[1][key]) for key, value in loaded[0].items())
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("before", [b"old", None])
+def test_a_file_is_written_whole_or_not_at_all(call, before, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "file"
+    if before:
+        files.write(path, before)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(files.SaveError, match="cannot save .*file .No space left on device"):
+            files.write(path, b"new")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
+    files.write(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_number_is_free_only_where_every_ending_is(tmp_path):
+    for taken in ("table.json", "table-2.png"):
+        (tmp_path / taken).touch()
+    assert files.first_free(tmp_path, "table", ".json", ".png") == tmp_path / "table-3.json"
+    assert files.first_free(tmp_path, "new") == tmp_path / "new"

@@ -1,0 +1,255 @@
+"""Statements about runs that must hold: what they leave behind, and how they are resumed."""
+
+import errno
+import json
+import os
+import re
+from argparse import Namespace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import infer
+import train_collab
+import train_submodel
+import xor_demo
+from support import files, runs
+from support.fixtures import (
+    SMALL,
+    arrays,
+    change_checkpoint,
+    interrupt,
+    same_weights,
+    stop_training,
+    train_small,
+)
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def stages(path):
+    return [entry["stage"] for entry in files.load_checkpoint(path)["history"]]
+
+
+# ----------------------------------------------------------------------------- a run that is ended
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the program may catch it."""
+
+
+MOMENTS = ("between epochs", "inside an epoch", "while writing")
+
+
+@pytest.mark.parametrize("moment, epoch", [*product(MOMENTS, (1, 4, 6)), (MOMENTS[0], 8)])
+def test_a_killed_run_resumes_bit_for_bit(moment, epoch, whole, tmp_path, monkeypatch):
+    """8 epochs, 4 of each stage; killed around the end of epoch 1, 4 (of stage 1), 6 or 8."""
+    cut, steps = tmp_path / "cut", []
+    write, fsync, step = files.write, os.fsync, torch.optim.SGD.step
+
+    def epochs_kept():
+        return len(stages(cut)) if (cut / "model.pt").exists() else 0
+
+    def killed_write(path, content):
+        write(path, content)
+        if moment == "between epochs" and epochs_kept() == epoch:
+            raise Killed
+
+    def killed_fsync(descriptor):
+        if moment == "while writing" and epochs_kept() == epoch:
+            os.ftruncate(descriptor, 1000)  # half a file is on the disk
+            raise Killed
+        fsync(descriptor)
+
+    def killed_step(self, *args):
+        steps.append(1)
+        if moment == "inside an epoch" and len(steps) == 11 * epoch + 5:
+            raise Killed
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", killed_write)
+        patch.setattr(os, "fsync", killed_fsync)
+        patch.setattr(torch.optim.SGD, "step", killed_step)
+        with pytest.raises(Killed):
+            train_small(cut, "--augment", "--epochs", "8")
+    assert epochs_kept() == epoch
+    train_collab.main(["--resume", str(cut), "--device", "cpu"])
+    for name in ("model.pt", "submodels.pt"):
+        assert same_weights(cut / name, whole / name)
+    assert metrics(cut)["table"] == metrics(whole)["table"]
+
+
+def test_ctrl_c_names_the_command_to_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stop_training("run")
+    error = capsys.readouterr().err
+    assert error == "\nstopped; to resume: python train_collab.py --resume run\n"
+    train_collab.main(error.split()[-2:])
+    assert stages("run") == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "where, says",
+    [
+        ("data.load", "stopped before training began"),
+        ("support.files.save_checkpoint", "stopped; nothing was trained yet"),
+    ],
+)
+def test_ctrl_c_with_nothing_to_resume_says_so(where, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(where, interrupt)
+    with pytest.raises(SystemExit) as stop:
+        train_small(tmp_path / "run")
+    assert stop.value.code == 130 and capsys.readouterr().err.strip() == says
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch, refused):
+    calls, fsync, out = [], os.fsync, tmp_path / "run"
+
+    def full(descriptor):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    error = refused(train_collab, *SMALL, "--out", out)
+    assert re.search("cannot save .*No space left.*to resume: .* --resume", error)
+    assert stages(out) == [1]
+    assert [path.name for path in out.iterdir()] == ["model.pt"]
+
+
+def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, refused):
+    sample_loss, calls = train_submodel.sample_loss, []
+
+    def poisoned(*args):  # 11 steps an epoch, clean and adversarial: NaN in epoch 2
+        calls.append(1)
+        return sample_loss(*args) * (float("nan") if len(calls) > 30 else 1)
+
+    monkeypatch.setattr(train_submodel, "sample_loss", poisoned)
+    error = refused(train_collab, *SMALL, "--out", tmp_path / "run")
+    assert "epoch 2 of stage 1" in error and "--lr" in error
+    checkpoint = files.load_checkpoint(tmp_path / "run")
+    assert checkpoint["epoch"] == 1
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+
+
+# ------------------------------------------------------------------------- what a run leaves behind
+
+
+def test_a_run_leaves_its_folder_as_the_readme_says(whole):
+    text = Path(__file__).with_name("README.md").read_text()
+    promised = re.findall(r"^\| `([\w.]+)` \|", text.split("## A run's folder")[1], re.M)
+    assert {path.name for path in whole.iterdir()} == set(promised)
+    left = metrics(whole)
+    assert {"settings", "versions", "device", "precision", "specialisation"} <= set(left)
+    rows = ["expert 1", "expert 2", "vote", "collaboration", "oracle", "any"]
+    assert list(left["table"]) == rows
+    assert [entry["stage"] for entry in left["epochs"]] == [1] * 4 + [2] * 4
+    assert stages(whole / "submodels.pt") == [1] * 4
+
+
+def test_runs_of_the_same_name_get_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Namespace(out=None, method="soe", data_name="digits", eps=0.03, n=3, seed=0)
+    names = [runs.make_folder(settings) for _ in range(3)]
+    first = str(Path("runs") / "digits-eps0.03-n3-seed0")
+    assert names == [first, first + "-2", first + "-3"]
+    settings.method = "adp"
+    assert runs.make_folder(settings) == str(Path("runs") / "digits-adp-eps0.03-n3-seed0")
+
+
+def test_nothing_of_the_users_is_overwritten(whole, tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    Path("taken/thesis.png").write_text("mine")
+    for script, *argv in (
+        (train_collab, "--out", "taken"),
+        (train_collab, "--out", "taken/thesis.png"),
+        (xor_demo, "--out", "taken/thesis.png"),
+        (infer, whole, "0", "--save", "taken/thesis.png"),
+    ):
+        assert "taken" in refused(script, *argv)
+    assert [path.read_text() for path in Path("taken").iterdir()] == ["mine"]
+
+
+def test_one_expert_is_a_collaboration_too(tmp_path):
+    train_small(tmp_path, "--n", "1", "--epochs", "2")  # into an empty folder that is there
+    assert metrics(tmp_path)["specialisation"]["clean"]["disagree"]["images"] == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_small_run_trains_on_the_gpu(tmp_path):
+    train_small(tmp_path / "run", "--device", "cuda")
+    assert stages(tmp_path / "run") == [1, 1, 2, 2]
+
+
+# ----------------------------------------------------------------------- --resume and --submodels
+
+
+@pytest.mark.parametrize(
+    "script, message",
+    [(train_collab, "has finished"), (train_submodel, "a run of soe, not soe-stage1")],
+)
+def test_a_finished_run_or_that_of_another_script_is_not_resumed(script, message, whole, refused):
+    before = (whole / "model.pt").read_bytes()
+    assert message in refused(script, "--resume", whole)
+    assert (whole / "model.pt").read_bytes() == before
+
+
+def test_stage_1_alone_serves_as_submodels(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_small(one, script=train_submodel)
+    stop_training(two, "--submodels", str(one))
+    assert same_weights(one, two)  # where stage 2 starts
+    train_collab.main(["--resume", str(two)])
+    assert stages(two) == [2, 2, 2, 2] and not same_weights(one, two)
+    assert not (two / "submodels.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--n 3", "n 2, not 3"),
+        ("--depth 8", "depth 2, not 8"),
+        ("--data own.npz", "data name digits, not own"),
+        ("--confidence rectified", "confidence ehead, not rectified"),
+    ],
+)
+def test_submodels_must_fit(flags, message, whole, tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", **arrays())
+    argv = [*SMALL, *flags.split(), "--submodels", whole / "submodels.pt"]
+    assert message in refused(train_collab, *argv)
+    assert not Path("runs").exists()
+
+
+def test_submodels_are_the_end_of_stage_1_of_soe(whole, tmp_path, refused):
+    stop_training(tmp_path / "stopped", script=train_submodel)
+    change_checkpoint(whole, tmp_path / "rival.pt", method="adp")
+    for path, message in (
+        (tmp_path / "stopped", "has not finished stage 1"),
+        (tmp_path / "rival.pt", "holds adp, not stage 1 of SoE"),
+        (whole, "name a submodels.pt"),
+    ):
+        out = ["--out", tmp_path / "run"]
+        assert message in refused(train_collab, *SMALL, *out, "--submodels", path)
+
+
+def test_other_images_under_the_same_name_are_noticed(tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    own = ["--data", "own.npz", "--batch-size", "8"]
+    np.savez("own.npz", **arrays())
+    train_small("one", *own, script=train_submodel)
+    stop_training("two", *own)
+    Path("own.npz").rename("moved.npz")
+    np.savez("own.npz", **arrays(y_train=(np.arange(40) + 1) % 4))
+    assert "own" in refused(train_collab, *SMALL, *own, "--submodels", "one")
+    assert "other images" in refused(train_collab, "--resume", "two")
+    train_collab.main(["--resume", "two", "--data", "moved.npz"])
+    assert stages("two") == [1, 1, 2, 2]
