@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     what = f"of {', '.join(known)} (default: pgd)"
     add("--attack", nargs="+", choices=known, metavar="NAME", default=["pgd"], help=what)
     add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
-    add("--images", type=count, help="test images, a fixed choice (default: at most 1000)")
+    add("--images", type=count, help="at most so many test images, a fixed choice (default: 1000)")
     add("--steps", type=count, default=20, help="steps of the gradient attacks")
     add("--restarts", type=count, default=1, help="restarts of pgd and cw")
     add("--queries", type=count, default=1000, help="queries of square")
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--rescale", action="store_true", help=what)
     add("--seed", type=options.seed, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
-    add("--transfer", metavar="FILE", help="images of transfer_set.py, the ones that all attacks use")
+    add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
     add("--data", help="the data set, where its file has moved")
     options.add_device(parser)
     args = parser.parse_args(argv)
@@ -168,7 +168,7 @@ def run(args: Namespace) -> None:
     if args.transfer:
         chosen, transfer = load_transfer(args.transfer, dataset, args.eps, args.images)
     else:
-        chosen, transfer = dataset.choose_test_images(args.images), {}
+        chosen, transfer = dataset.choose_test_images(args.images or data.MAX_IMAGES), {}
     if missing := [name for name in names if name in TRANSFER and name not in transfer]:
         raise ValueError(f"{missing[0]} needs --transfer FILE, from experiments/transfer_set.py")
     transfer = {name: images.to(device) for name, images in transfer.items() if name in names}

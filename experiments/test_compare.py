@@ -64,8 +64,10 @@ def test_two_shards_and_then_all_of_it_train_and_attack_nothing_twice(tmp_path, 
     assert trained == {"digits-soe", "digits-adp-SGD"}
     compare_small(tmp_path, *flags, "--shard", "2/2")
     assert {path: path.stat().st_mtime_ns for path in first} == first
-    for table in (tables(tmp_path), tables(tmp_path, "compare-2.json")):
-        assert list(table) == ["digits, 2 x ResNet2, eps 0.1"]
+    every = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    compare_small(tmp_path, *flags)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")} == every
+    assert tables(tmp_path, "compare-2.json") == tables(tmp_path, "compare-3.json")
     (part,), (whole,) = tables(tmp_path).values(), tables(tmp_path, "compare-2.json").values()
     assert list(part) == ["soe", "adp, SGD"] and list(whole) == ["soe", "adp", "adp, SGD"]
     assert part["soe"] == whole["soe"]
@@ -79,6 +81,7 @@ def test_two_shards_and_then_all_of_it_train_and_attack_nothing_twice(tmp_path, 
 def test_a_table_says_what_was_found_about_each_model_attacked_itself(tmp_path, capsys):
     compare_small(tmp_path, "--methods", "soe", "plain", "adp, SGD", "--attack", "fgsm", "pgd")
     ((title, table),) = tables(tmp_path).items()
+    assert title == "digits, 2 x ResNet2, eps 0.1"
     for method, row in (("soe", "collaboration"), ("plain", "vote"), ("adp, SGD", "vote")):
         folder = tmp_path / f"digits-{method.replace(', ', '-')}-depth2-n2-eps0.1-epochs2-seed0"
         (result,) = json.loads((folder / "compared.json").read_text()).values()
@@ -243,10 +246,11 @@ def test_a_summary_is_mean_and_deviation_of_what_there_is():
     ],
 )
 def test_what_it_cannot_do_is_one_line(flags, message, tmp_path, refused):
-    assert message in refused(compare, *flags.split(), "--out", tmp_path / "runs")
+    small = [*SMALL, "--methods", "plain"]
+    assert message in refused(compare, *small, *flags.split(), "--out", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
 def test_it_is_not_for_torchrun(tmp_path, monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--shard" in refused(compare, "--out", tmp_path / "runs")
+    assert "--shard" in refused(compare, *SMALL, "--methods", "plain", "--out", tmp_path / "runs")

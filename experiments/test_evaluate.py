@@ -55,7 +55,6 @@ def test_an_evaluation_repeats_by_its_seed_and_overwrites_nothing(small_run):
     assert first["eps"].keys() == {"0.1"}  # the checkpoint's
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate.run hands --images None on to choose_test_images")
 def test_without_images_at_most_1000_are_attacked(small_run, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (1100, 8, 8), dtype=np.uint8)
     many = {

@@ -8,6 +8,7 @@ with runs.start(parser, argv, method="soe", model="collaboration", stages=(1, 2)
 
 import json
 import math
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -136,7 +137,8 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         how = "nothing was trained yet"
         if (self.out / "model.pt").exists():
-            how = f"to resume: python {self.parser.prog} --resume {self.out}"
+            folder = shlex.quote(str(self.out))
+            how = f"to resume: python {self.parser.prog} --resume {folder}"
         if isinstance(error, FloatingPointError):
             self.parser.error(error)
         if isinstance(error, files.SaveError):
@@ -343,11 +345,12 @@ def _stage1_checkpoint(settings: Namespace) -> dict:
     theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
     if checkpoint["method"] not in ("soe", "soe-stage1"):
         raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
-    for name in ("n", "depth", "image_shape", "data_checksum", "confidence"):
+    for name in ("n", "depth", "image_shape", "confidence"):
         if theirs.get(name) != getattr(settings, name):
-            name = "data_name" if name == "data_checksum" else name
             what = f"{name.replace('_', ' ')} {theirs.get(name)}"
             raise ValueError(f"--submodels {path} has {what}, not {getattr(settings, name)}")
+    if theirs["data_checksum"] != settings.data_checksum:
+        raise ValueError(f"--submodels {path} has seen other images than {settings.data_name}'s")
     if 2 in stages:
         raise ValueError(f"--submodels {path} has been through stage 2: name a submodels.pt")
     if len(stages) < theirs["stage_epochs"][1]:

@@ -217,7 +217,7 @@ def test_stage_1_alone_serves_as_submodels(tmp_path):
     [
         ("--n 3", "n 2, not 3"),
         ("--depth 8", "depth 2, not 8"),
-        ("--data own.npz", "data name digits, not own"),
+        ("--data own.npz", "other images than own's"),
         ("--confidence rectified", "confidence ehead, not rectified"),
     ],
 )
@@ -249,7 +249,7 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path, monkeypatch, ref
     stop_training("two", *own)
     Path("own.npz").rename("moved.npz")
     np.savez("own.npz", **arrays(y_train=(np.arange(40) + 1) % 4))
-    assert "own" in refused(train_collab, *SMALL, *own, "--submodels", "one")
+    assert "other images than own's" in refused(train_collab, *SMALL, *own, "--submodels", "one")
     assert "other images" in refused(train_collab, "--resume", "two")
     train_collab.main(["--resume", "two", "--data", "moved.npz"])
     assert stages("two") == [1, 1, 2, 2]
