@@ -274,9 +274,8 @@ def in_batches(attack: Attack, batch_size: int = 250) -> Attack:
     """The same attack, a batch at a time; on a terminal a bar says how far it is."""
 
     def of_all(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        pairs = list(zip(x.split(batch_size), y.split(batch_size)))
-        bar = tqdm(pairs, "attack", leave=False, disable=None)
-        return torch.cat([attack(model, *pair) for pair in bar])
+        pairs = tqdm([*zip(x.split(batch_size), y.split(batch_size))], leave=False, disable=None)
+        return torch.cat([attack(model, *pair) for pair in pairs])
 
     return of_all
 

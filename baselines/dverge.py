@@ -1,4 +1,4 @@
-"""DVERGE: each member learns to be right about what deceives the others.
+"""DVERGE: each member learns what deceives the others.
 
 Yang, Zhang, Dong, Inkawhich, Gardner, Touchet, Wilkes, Berry and Li, *DVERGE: Diversifying
 Vulnerabilities for Enhanced Robust Generation of Ensembles*, NeurIPS 2020. An image x is moved, by

@@ -127,7 +127,7 @@ def test_every_option_explains_itself_with_its_default(script, monkeypatch, caps
         assert "(default" in words or name in ABSENT or moved, name
 
 
-OTHERS = {"--help", "--nproc-per-node", "--index-url"}  # argparse's, torchrun's, pip's
+OTHERS = {"--help", "--nproc-per-node", "--torch-backend"}  # argparse's, torchrun's, uv's
 TEXTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/*.md"))
 
 
