@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="RUN", help="a run's folder, or its model.pt")
     what = "an image file, or the number of a test image; none: the table"
-    add("images", nargs="*", metavar="IMAGE", help=what)
+    add("images", nargs="*", default=[], metavar="IMAGE", help=what)
     add("--save", metavar="PNG", help="draw those images, clean and attacked")
     add("--eps", type=options.radius, help="attack radius (default: the checkpoint's)")
     what = f"of {', '.join(ATTACKS)} (default: pgd)"

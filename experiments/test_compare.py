@@ -174,7 +174,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
 def test_every_run_has_a_folder_of_its_own_and_is_planned_once():
     twice = {"methods": list(compare.METHODS) * 2, "eps": [0.1, 0.2, 0.1], "depth": [2, 8, 8]}
     runs = planned(**twice, seeds=3, seed=5)
-    assert len(runs) == 10 * 2 * 2 * 3
+    assert len(runs) == len(compare.METHODS) * 2 * 2 * 3
     titles = {title for title, _, _ in runs.values()}
     assert titles == {f"digits, 3 x ResNet{d}, eps {e}" for d in (2, 8) for e in (0.1, 0.2)}
     assert len({str(of) for of in runs.values()}) == len(runs)  # no two are the same

@@ -339,13 +339,13 @@ def _checkpoint_to_resume(folder: str, method: str, given: set[str]) -> dict:
 
 def _stage1_checkpoint(settings: Namespace) -> dict:
     """The checkpoint --submodels. Raises ValueError where it is not the end of a stage 1, or n,
-    depth, data or score are others."""
+    depth, eps, data or score are others."""
     path = settings.submodels
     checkpoint = files.load_checkpoint(path)
     theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
     if checkpoint["method"] not in ("soe", "soe-stage1"):
         raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
-    for name in ("n", "depth", "image_shape", "confidence"):
+    for name in ("n", "depth", "eps", "image_shape", "confidence"):
         if theirs.get(name) != getattr(settings, name):
             what = f"{name.replace('_', ' ')} {theirs.get(name)}"
             raise ValueError(f"--submodels {path} has {what}, not {getattr(settings, name)}")

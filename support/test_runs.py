@@ -217,6 +217,7 @@ def test_stage_1_alone_serves_as_submodels(tmp_path):
     [
         ("--n 3", "n 2, not 3"),
         ("--depth 8", "depth 2, not 8"),
+        ("--eps 0.2", "eps 0.1, not 0.2"),
         ("--data own.npz", "other images than own's"),
         ("--confidence rectified", "confidence ehead, not rectified"),
     ],
