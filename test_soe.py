@@ -27,9 +27,9 @@ import train_collab
 import train_submodel
 import xor_demo
 from attacks import adaptive, attacks_at, cross_entropy, cw_loss, expert_losses, pgd, square
+from experiments.fixtures import train_small
 from models import Collaboration, Ensemble, ResNet, rectified_score, vote
 from support import files, speed, tables
-from support.fixtures import train_small
 from train_submodel import best_expert_loss, confidence_loss
 
 # ------------------------------------------------------------------ Eq. 7: the smooth minimum

@@ -15,9 +15,9 @@ import models
 from attacks import pgd
 from baselines import adp, dverge, gal, more, plain
 from experiments import evaluate
+from experiments.fixtures import SMALL, interrupt, same_weights, train_small
 from models import Ensemble, Mixture, ResNet
 from support import files
-from support.fixtures import SMALL, interrupt, same_weights, train_small
 from train_submodel import training_attack
 
 WAYS = {  # every method, and every way to run it

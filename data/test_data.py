@@ -12,7 +12,7 @@ import data
 import infer
 import train_collab
 from data.images import read_image, read_images
-from support.fixtures import arrays, train_small
+from experiments.fixtures import arrays, train_small
 
 
 def test_digits_are_split_1437_to_360():

@@ -13,8 +13,8 @@ import models
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import compare
+from experiments.fixtures import arrays
 from support import files
-from support.fixtures import arrays
 from train_collab import stage2_loss
 from train_submodel import stage1_loss
 

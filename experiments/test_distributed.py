@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import infer
+from experiments.fixtures import SMALL, interrupt, train_small
 from support import files
-from support.fixtures import SMALL, interrupt, train_small
 
 ROOT = Path(__file__).parent.parent
 SMALL = [*SMALL, "--precision", "float32"]

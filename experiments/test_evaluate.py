@@ -15,8 +15,8 @@ import infer
 from attacks import cross_entropy, cw_loss, pgd
 from experiments import evaluate
 from experiments.autopgd import apgd, apgd_checkpoints, auto_pgd, targeted_dlr_loss
+from experiments.fixtures import interrupt
 from models import Collaboration, ResNet
-from support.fixtures import interrupt
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import data
 import infer
+from experiments.fixtures import train_small
 from experiments.other_tools import art_attack, art_classifier, foolbox_pgd
-from support.fixtures import train_small
 
 EPS = 0.1
 

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from baselines import dverge
 from experiments import bench_step, scaling
-from support.fixtures import SMALL
+from experiments.fixtures import SMALL
 
 
 def weights(device, compile_, stage, steps=1):

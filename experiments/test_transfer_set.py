@@ -8,8 +8,8 @@ import data
 import infer
 from attacks import cross_entropy
 from experiments import evaluate, transfer_set
+from experiments.fixtures import train_small
 from models import Collaboration, ResNet
-from support.fixtures import train_small
 from support.tables import percent
 
 

@@ -11,8 +11,8 @@ import torch
 
 import infer
 import train_collab
+from experiments.fixtures import SMALL, arrays, change_checkpoint, stop_training
 from support import files
-from support.fixtures import SMALL, arrays, change_checkpoint, stop_training
 
 
 class Code:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import infer
 import train_collab
-from support.fixtures import arrays, change_checkpoint
+from experiments.fixtures import arrays, change_checkpoint
 
 ROOT = Path(__file__).parent.parent
 

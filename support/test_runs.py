@@ -16,8 +16,7 @@ import infer
 import train_collab
 import train_submodel
 import xor_demo
-from support import files, runs
-from support.fixtures import (
+from experiments.fixtures import (
     SMALL,
     arrays,
     change_checkpoint,
@@ -26,6 +25,7 @@ from support.fixtures import (
     stop_training,
     train_small,
 )
+from support import files, runs
 
 
 def metrics(folder):
