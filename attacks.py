@@ -9,8 +9,9 @@ sees nor moves batch statistics, and `model.train()` after.
     x_adv = pgd(model, x, y, eps=0.03, alpha=0.006, steps=20, random_start=True, keep_best=True)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -49,9 +50,10 @@ def expert_losses(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} is {value}: it must be positive")
+    if wrong := {name: value for name, value in values.items() if not value > 0}:
+        raise ValueError(
+            ", ".join(f"{name} is {wrong[name]}: it must be positive" for name in wrong)
+        )
 
 
 def ball(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
@@ -227,47 +229,46 @@ def soft_routing_loss(output: tuple[Tensor, Tensor], y: Tensor, T: float) -> Ten
     return -torch.logsumexp(F.log_softmax(score / T, 0) - expert_losses(logits, y), 0)
 
 
-def hijack_loss(output: tuple[Tensor, Tensor], y: Tensor, j: int) -> Tensor:
-    """l_j + ln softmax_j(score): expert j is to be wrong and to answer, [B]."""
+def misroute_loss(output: tuple[Tensor, Tensor], y: Tensor, j: int, scale: float) -> Tensor:
+    """min(margin_j, scale * gap_j): expert j is to be wrong and to answer, [B].
+
+    margin_j = max_{k != y} z_jk - z_jy, gap_j = s_j - max_{i != j} s_i. Algorithm 1 is wrong
+    exactly where both are above 0 for some j.
+    """
     logits, score = output
-    return expert_losses(logits, y)[j] + F.log_softmax(score, 0)[j]
+    others = torch.cat([score[:j], score[j + 1 :]])  # [M - 1, B]
+    return torch.minimum(margin_loss(logits[j], y), scale * (score[j] - others.max(0).values))
 
 
-def reweighing_loss(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-    """sum_j w_j l_j, w_j falling with expert j's distance from its decision border: -> [B].
+def routes(model: nn.Module) -> bool:
+    """Does one of several experts answer alone, so that an attack may lead to another?"""
+    return model.row == "collaboration" and len(model.experts) > 1
 
-    After MORA (Yu et al., NeurIPS 2022): no gradient is spent on experts that have long failed, or
-    that are far from it. No gradient flows through w = softmax_j(-|margin_j|).
+
+def misled(model: nn.Module, x: Tensor, y: Tensor, search: Attack) -> Iterator[Tensor]:
+    """1 + M attempts on who answers: x_adv by soft routing, and by misrouting to each expert.
+
+    `search` is `pgd` or its like, with arguments `loss` and `decide`. T and the gap's scale fit
+    these images, x [B, C, H, W]: where scores differ by many T the softmax is an argmax again.
+    No attempt at all where nobody answers alone.
     """
-    logits, _ = output
-    margin = torch.stack([margin_loss(of_expert, y) for of_expert in logits])  # [M, B]
-    return (torch.softmax(-margin.abs().detach(), 0) * expert_losses(logits, y)).sum(0)
+    if not routes(model):
+        return
+    logits, score = (part.detach() for part in model.all_experts(x))
+    gap = -score.topk(2, 0).values.diff(dim=0).mean().item() + 1e-12
+    margin = torch.stack([margin_loss(of_expert, y) for of_expert in logits]).abs().mean().item()
+    losses = [partial(soft_routing_loss, T=gap)]
+    losses += [partial(misroute_loss, j=j, scale=margin / gap) for j in range(len(logits))]
+    for loss in losses:
+        yield search(model.all_experts, x, y, loss=loss, decide=lambda out: model.combine(*out))
 
 
-def adaptive(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, alpha: float, steps: int
-) -> Tensor:
-    """PGD by someone who has read the paper, for any model with `all_experts` and `combine`.
+def adaptive(model: nn.Module, x: Tensor, y: Tensor, search: Attack) -> Tensor:
+    """An attack by someone who has read the paper, on the answer and on who answers: 2 + M runs.
 
-    Runs plain PGD, soft routing at T = 0.1 and 1, a hijack by each of the M experts, and
-    reweighing, M + 4 attacks of `steps` steps: an image is robust only if every one fails.
-    x [B, C, H, W], y [B] -> each image's worst point. Raises ValueError as `pgd`.
+    x [B, C, H, W], y [B] -> each image's worst point. For `search` see `misled`.
     """
-
-    def decide(output: tuple[Tensor, Tensor]) -> Tensor:
-        return model.combine(*output)
-
-    def plain_loss(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-        return cross_entropy(decide(output), y)
-
-    losses = [plain_loss, *(partial(soft_routing_loss, T=T) for T in (0.1, 1.0)), reweighing_loss]
-    losses += [partial(hijack_loss, j=j) for j in range(len(model.experts))]
-    how = {"random_start": True, "keep_best": True, "decide": decide}
-    attempts = (pgd(model.all_experts, x, y, eps, alpha, steps, loss, **how) for loss in losses)
-    return worst_of(model, x, y, attempts)
-
-
-# ------------------------------------------------------------------------- the attacks of a table
+    return worst_of(model, x, y, chain([search(model, x, y)], misled(model, x, y, search)))
 
 
 def in_batches(attack: Attack, batch_size: int = 250) -> Attack:
@@ -293,8 +294,7 @@ def attacks_at(eps: float, steps: int = 20, queries: int = 1000) -> dict[str, At
         "bim": partial(pgd_, alpha=alpha, steps=steps),
         "mim": partial(pgd_, alpha=eps / 10, steps=steps, momentum=0.9),
         "cw": partial(from_anywhere, loss=cw_loss),
-        "adaptive": partial(adaptive, eps=eps, alpha=alpha, steps=steps),
+        "adaptive": partial(adaptive, search=from_anywhere),
     }
     attacks = {name: in_batches(attack) for name, attack in gradient_attacks.items()}
-    # Square fills its batches itself, with the images that are still classified correctly.
-    return attacks | {"square": partial(square, eps=eps, n_queries=queries)}
+    return attacks | {"square": partial(square, eps=eps, n_queries=queries)}  # fills its batches

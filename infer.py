@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import data
 import models
-from attacks import ATTACKS, Attack, attacks_at, expert_losses
+from attacks import ATTACKS, Attack, attacks_at, expert_losses, routes
 from data.images import read_images
 from models import Collaboration, Ensemble, ask_experts, vote
 from support import files, options, pictures, speed
@@ -169,6 +169,8 @@ def run(args: Namespace) -> None:
     speed.gather(model)
     eps = settings["eps"] if args.eps is None else args.eps
     attacks = {name: attacks_at(eps)[name] for name in args.attack}
+    if "adaptive" in args.attack and not routes(model):
+        raise ValueError("adaptive misleads who answers, and here nobody answers alone: take pgd")
     if eps == 0 and (args.save or not args.images):
         raise ValueError("the checkpoint was trained without attacks: give --eps")
     torch.manual_seed(settings["seed"])

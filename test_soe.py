@@ -441,18 +441,60 @@ def test_square_does_no_worse_with_more_queries(network):
 
 
 def test_square_queries_only_images_that_are_still_correct_in_full_batches():
-    sizes = []
+    sizes, asked = [], []
 
     def model(z):  # wrong where the image is bright at all
         sizes.append(len(z))
         return torch.stack([0.53 - z.flatten(1).mean(1), z.flatten(1).mean(1) - 0.53], 1)
 
+    def loss(logits, y):  # of all images that one query asks about
+        asked.append(len(y))
+        return attacks.margin_loss(logits, y)
+
     x, y = torch.full((25, 1, 8, 8), 0.5), torch.zeros(25, dtype=torch.long)
     x[:5] = 0.9
     torch.manual_seed(0)
-    square(model, x, y, eps=0.1, n_queries=60, batch_size=10)
-    assert sizes[:3] == [10, 10, 5] and sizes[3:5] == [10, 10]  # all, then the 20 correct ones
-    assert all(size in (10, 20 % 10) or size < 10 for size in sizes) and sum(sizes) < 25 * 61
+    square(model, x, y, eps=0.1, n_queries=60, loss=loss, batch_size=10)
+    assert asked[:2] == [25, 20] and asked[1:] == sorted(asked[1:], reverse=True)
+    assert 1 < len(asked) < 61 and asked[-1] < 20  # it ends when all are fooled
+    assert sizes == [min(10, n - start) for n in asked for start in range(0, n, 10)]
+
+
+@pytest.mark.parametrize(
+    "rescale, sides", [(False, {0: 14, 9: 14, 15: 10}), (True, {0: 5, 4: 2, 15: 1})]
+)
+def test_square_begins_with_stripes_and_shrinks_its_squares(rescale, sides):
+    """On a model that no query changes; p of 16 x 16 pixels: 0.8, from query 11 on 0.4, and so on,
+    which `rescale` compresses into the 20 queries that there are."""
+    seen = []
+
+    def model(z):
+        seen.append(z.clone())
+        return torch.tensor([[1.0, 0.0]]).expand(len(z), -1)
+
+    x, y = torch.full((200, 3, 16, 16), 0.5), torch.zeros(200, dtype=torch.long)
+    torch.manual_seed(0)
+    square(model, x, y, eps=0.1, n_queries=20, rescale=rescale)
+    _, stripes, *queries = seen
+    torch.testing.assert_close((stripes - 0.5).abs(), torch.full_like(x, 0.1))
+    assert (stripes == stripes[:, :, :1]).all()  # each column of one colour
+    assert (stripes[:, :, 0] > 0.5).float().mean() == pytest.approx(0.5, abs=0.05)
+    for query, side in sides.items():
+        changed = (queries[query] != stripes).any(1)  # [N, H, W]
+        assert changed.any(2).sum(1).max() == changed.any(1).sum(1).max() == side
+
+
+def test_square_raises_the_loss_that_it_is_given():
+    def model(z):  # the two losses disagree about which image is better
+        b = z.flatten(1).mean(1)
+        return torch.stack([0 * b + 3, b, -b], 1)
+
+    x, y = torch.full((20, 1, 4, 4), 0.5), torch.zeros(20, dtype=torch.long)
+    ends = {}
+    for name, loss in {"margin": attacks.margin_loss, "darker": lambda z, _: -z[:, 1]}.items():
+        torch.manual_seed(0)
+        ends[name] = square(model, x, y, 0.1, 200, loss=loss).mean()
+    assert ends["margin"] > 0.58 and ends["darker"] < 0.42
 
 
 class Routed(Fake):
@@ -468,35 +510,79 @@ class Routed(Fake):
         return logits, self.slope * (brightness - 0.55)
 
 
+def step_by_step(eps):
+    return partial(pgd, eps=eps, alpha=eps / 5, steps=10, keep_best=True)
+
+
 def test_the_adaptive_attack_sees_what_the_argmax_hides():
     """Expert 1, always correct, answers; expert 2 is always wrong: only the E heads can be led."""
     model = Collaboration([Routed([3.0, 0.0], -1.0), Routed([0.0, 3.0], 1.0)]).eval()
     x, y = torch.full((6, 1, 8, 8), 0.5), torch.zeros(6, dtype=torch.long)
-    blind = pgd(model, x, y, 0.1, 0.02, 10, keep_best=True)
+    blind = step_by_step(0.1)(model, x, y)
     assert (model(x).argmax(1) == y).all() and (model(blind).argmax(1) == y).all()
-    assert (model(adaptive(model, x, y, 0.1, 0.02, 10)).argmax(1) != y).all()
+    assert (model(adaptive(model, x, y, step_by_step(0.1))).argmax(1) != y).all()
 
 
-def test_soft_routing_hijack_and_reweighing_by_hand():
+def test_the_adaptive_attack_takes_what_any_one_of_its_attempts_takes():
+    """On the answer, by soft routing, by a misroute to expert 1, 2 and 3: 5 attempts."""
+    model = three_experts().eval()
+    model.combine = lambda logits, score: torch.stack([score[0], 1 - score[0]], 1)
+    x, y = torch.zeros(5, 1, 1, 1), torch.ones(5, dtype=torch.long)
+    model.all_experts = lambda x: (torch.zeros(3, len(x), 2), x.view(1, -1).expand(3, -1))
+    attempts = []
+
+    def search(_, x, y, **how):  # the k-th attempt turns image k alone into a bright one
+        attempts.append(how.get("loss"))
+        x_adv = x.clone()
+        x_adv[len(attempts) - 1] = 1.0
+        return x_adv
+
+    assert (model(adaptive(model, x, y, search)).argmax(1) != y).all() and len(attempts) == 5
+    plain, soft, *misroutes = attempts
+    assert plain is None and soft.func is attacks.soft_routing_loss
+    assert [loss.keywords["j"] for loss in misroutes] == [0, 1, 2]
+    assert {loss.func for loss in misroutes} == {attacks.misroute_loss}
+
+
+def test_the_routing_attacks_fit_the_scores_at_hand():
+    """T is the mean gap between the two best scores: a softmax at 0.1 would be an argmax again."""
+    model, losses = three_experts().eval(), []
+    search = lambda model, x, y, loss, decide: losses.append(loss) or x  # noqa: E731
+    list(attacks.misled(model, torch.rand(3, 1, 8, 8), torch.tensor([0, 0, 1]), search))
+    gap = (0.1 + 1.0 + 9.0) / 3  # of (0.1, 0.3, 0.2), (-2, -1, -3), (0, -9, 9)
+    margin = (3 + 3 + 3 + 1 + 1 + 1 + 5 + 5 + 5) / 9
+    assert losses[0].keywords["T"] == pytest.approx(gap)
+    assert losses[1].keywords["scale"] == pytest.approx(margin / gap)
+
+
+def test_algorithm_1_is_wrong_exactly_where_a_misroute_is_above_0():
+    torch.manual_seed(0)
+    logits, score, y = torch.randn(3, 500, 4), torch.randn(3, 500), torch.randint(4, (500,))
+    answer = Collaboration([ResNet(2)] * 3).combine(logits, score)
+    misroutes = [attacks.misroute_loss((logits, score), y, j, scale=0.3) for j in range(3)]
+    wrong = answer.argmax(1) != y
+    assert torch.equal(torch.stack(misroutes).max(0).values > 0, wrong) and 50 < wrong.sum() < 450
+
+
+def test_soft_routing_and_misroute_by_hand():
     logits = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]])  # [M, B, K]
     score, y = torch.tensor([[0.3], [0.1]]), torch.tensor([0])
     p, w = logits.softmax(-1)[:, 0, 0], (score / 0.1).softmax(0)[:, 0]
     soft = attacks.soft_routing_loss((logits, score), y, T=0.1)
     torch.testing.assert_close(soft, -(w * p).sum().log()[None])
-    hijack = attacks.hijack_loss((logits, score), y, j=1)
-    torch.testing.assert_close(hijack, -p[1].log() + score.log_softmax(0)[1])
-    w = torch.tensor([-1.0, -2.0]).softmax(0)  # margins 1 and -2
-    reweighed = attacks.reweighing_loss((logits, score), y)
-    torch.testing.assert_close(reweighed, -(w * p.log()).sum()[None])
+    for j, value in ((0, -1.0), (1, 5 * -0.2)):  # margins -1 and 2, gaps 0.2 and -0.2
+        misroute = attacks.misroute_loss((logits, score), y, j, scale=5.0)
+        torch.testing.assert_close(misroute, torch.tensor([value]))
 
 
-def test_the_adaptive_attack_takes_any_model_with_all_experts(network):
-    model, x, _ = network
-    ensemble = Ensemble(model.experts).eval()
-    y = ensemble(x).argmax(1)
-    plain = pgd(ensemble, x, y, 0.05, 0.01, 5, keep_best=True)
-    known = adaptive(ensemble, x, y, 0.05, 0.01, 5)
-    assert (ensemble(known).argmax(1) == y).sum() <= (ensemble(plain).argmax(1) == y).sum()
+def test_where_nobody_answers_alone_the_adaptive_attack_is_the_search_itself(network):
+    model, x, y = network
+    for whole in (Ensemble(model.experts), Collaboration([model.experts[0]])):
+        whole.eval()
+        assert not attacks.routes(whole)
+        assert torch.equal(
+            adaptive(whole, x, y, step_by_step(0.05)), step_by_step(0.05)(whole, x, y)
+        )
 
 
 @pytest.mark.parametrize("wrong", [{"eps": 0}, {"alpha": -1}, {"steps": 0}, {"n_queries": 0}])

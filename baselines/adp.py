@@ -45,14 +45,15 @@ def log_determinant(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def adp_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """sum_i CE_i - alpha * H(mean_i f_i) - beta * ln det on clean images (alpha is
-    --entropy, beta --diversity), and sum_i CE_i on PGD against the vote."""
-    batches = clean_and_attacked(model, x, y, settings)
-    clean, *adversarial = [model.all_experts(batch)[0] for batch in batches]  # [M, B, K]
-    promoted = settings.entropy * entropy_of_the_mean(clean)
-    promoted = promoted + settings.diversity * log_determinant(clean, y)
-    ce = sum(expert_losses(logits, y).mean(1).sum() for logits in (clean, *adversarial))
-    return ce - promoted.mean().float()
+    """sum_i CE_i - alpha * H(mean_i f_i) - beta * ln det (alpha is --entropy, beta --diversity), on
+    clean images and, as in ADP's own adversarial training, on PGD against the vote."""
+    total = 0
+    for batch in clean_and_attacked(model, x, y, settings):
+        logits, _ = model.all_experts(batch)  # [M, B, K]
+        promoted = settings.entropy * entropy_of_the_mean(logits)
+        promoted = promoted + settings.diversity * log_determinant(logits, y)
+        total = total + (expert_losses(logits, y).sum(0) - promoted.float()).mean()
+    return total
 
 
 def check(settings: Namespace) -> None:

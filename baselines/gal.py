@@ -40,16 +40,18 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
 
 
 def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """M times: mean_i CE_i + lambda * coherence on clean images, half of them noisy (lambda is
-    --coherence), and mean_i CE_i on PGD against the vote."""
-    x, *adversarial = clean_and_attacked(model, x.contiguous(), y, settings)
-    x = noisy(x, settings.noise).requires_grad_()
+    """mean_i CE_i + lambda * coherence on images of which half are noisy (lambda is --coherence),
+    and mean_i CE_i on PGD that starts from these, as in DVERGE's version of GAL."""
+    x = noisy(x.contiguous(), settings.noise)
+    x, *adversarial = clean_and_attacked(model, x, y, settings)
+    x = x.requires_grad_()
     # One loss at a time: a stack of them would lead every gradient through all members.
     losses = [F.cross_entropy(e.logits(x), y, reduction="none") for e in model.experts]  # M x [B]
     total = torch.stack(losses).mean() + settings.coherence * coherence(losses, x).mean()
     for x_adv in adversarial:
         total = total + expert_losses(model.all_experts(x_adv)[0], y).mean()
-    return settings.n * total  # M: see stage1_loss
+    # M, see stage1_loss: but Adam's steps, unlike SGD's, do not grow with the loss.
+    return total * (settings.n if settings.optimizer == "sgd" else 1)
 
 
 def check(settings: Namespace) -> None:

@@ -20,10 +20,15 @@ from train_submodel import train
 
 
 def more_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """M * CE of sum_j softmax(gate)_j * logits_j, on clean images and on PGD against it. The gate's
-    weights sum to 1 as Eq. 7's do; for the factor M see stage1_loss."""
+    """CE of sum_j softmax(gate)_j * logits_j, on clean images and on PGD against it.
+
+    Without the factor M of stage1_loss: three times the rate and the gate, linear on all features,
+    gives everything to one untrained expert in its first steps. Even so it comes to favour one, as
+    the expert that answers most learns most; what was published has nothing against that but
+    experts that are trained before.
+    """
     batches = clean_and_attacked(model, x, y, settings)
-    return settings.n * sum(F.cross_entropy(model(batch), y) for batch in batches)
+    return sum(F.cross_entropy(model(batch), y) for batch in batches)
 
 
 def parser() -> options.Parser:

@@ -2,10 +2,13 @@
 
 The obvious rival of SoE, and one that the paper leaves out. Every member i minimises its own
 CE_i(x) + CE_i(x~_i), x~_i = PGD against member i alone; nothing makes the members differ but their
-random start. With --together the vote is attacked instead, and all members learn the same x~.
+random start. With --together the vote is attacked instead, and all members learn the same x~. With
+--jointly the vote's own cross-entropy is trained, so that members may rely on each other. At sigma
+= 1 this is SoE's Eq. 7 without E heads: the control that tells what the E heads are for.
 
     python -m baselines.plain --eps 0.03 --n 3
     python -m baselines.plain --eps 0.03 --n 3 --together
+    python -m baselines.plain --eps 0.03 --n 3 --jointly
     python -m baselines.plain --eps 0 --n 3     # clean data alone: the transfer attacks' surrogates
 """
 
@@ -46,6 +49,12 @@ def together_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -
     return sum(sum_of_losses(model, b, y) for b in clean_and_attacked(model, x, y, settings))
 
 
+def jointly_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+    """M * CE of the vote, on clean images and on PGD against it. For the M see stage1_loss."""
+    batches = clean_and_attacked(model, x, y, settings)
+    return settings.n * sum(F.cross_entropy(model(batch), y) for batch in batches)
+
+
 def check(settings: Namespace) -> None:
     if settings.together and settings.eps == 0:
         raise ValueError("--together says what is attacked: with --eps 0 nothing is")
@@ -53,14 +62,20 @@ def check(settings: Namespace) -> None:
 
 def parser() -> options.Parser:
     parser = options.training_parser(__doc__, "-m baselines.plain", options.radius_or_0)
-    what = "attack the vote, not each member alone"
-    parser.add_argument("--together", action="store_true", help=what)
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--together", action="store_true", help="attack the vote, not each member alone")
+    add("--jointly", action="store_true", help="and train the vote's cross-entropy")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     with runs.start(parser(), argv, "plain", model="ensemble", check=check) as run:
-        train(run, 1, together_loss if run.settings.together else plain_loss)
+        loss = plain_loss
+        if run.settings.together:
+            loss = together_loss
+        if run.settings.jointly:
+            loss = jointly_loss
+        train(run, 1, loss)
         run.finish(infer.pgd_report)
 
 

@@ -12,18 +12,19 @@ from torch import nn
 import data
 import infer
 import models
-from attacks import pgd
+from attacks import expert_losses, pgd
 from baselines import adp, dverge, gal, more, plain
 from experiments import evaluate
 from experiments.fixtures import SMALL, interrupt, same_weights, train_small
 from models import Ensemble, Mixture, ResNet
 from support import files
-from train_submodel import training_attack
+from train_submodel import best_expert_loss, training_attack
 
 WAYS = {  # every method, and every way to run it
     "plain": (plain, []),
     "plain-clean": (plain, ["--eps", "0"]),
     "plain-together": (plain, ["--together"]),
+    "plain-jointly": (plain, ["--jointly"]),
     "adp": (adp, []),
     "adp-clean": (adp, ["--eps", "0"]),
     "gal": (gal, []),
@@ -121,8 +122,23 @@ def test_plain_learns_clean_images_alone_where_eps_is_0(together):
     torch.testing.assert_close(loss(model, x, y, settings_of(plain, eps=0.0)), clean)
 
 
-@pytest.mark.parametrize("flags, name", [([], "plain_loss"), (["--together"], "together_loss")])
-def test_together_is_what_attacks_the_vote(flags, name, tmp_path, monkeypatch):
+def test_jointly_is_soe_s_loss_at_sigma_1_without_e_heads():
+    """Eq. 7 is then the cross-entropy of the vote less ln M, on each of the two batches."""
+    model, (x, y) = linear_ensemble(), a_batch()
+    settings = settings_of(plain)
+    x_adv = pgd(model, x, y, settings.eps, settings.alpha, settings.steps)  # against the vote
+    by_eq_7 = 0
+    for batch in (x, x_adv):
+        losses = expert_losses(model.all_experts(batch)[0], y)
+        by_eq_7 += 3 * (best_expert_loss(losses, 1.0).mean() + math.log(3))
+    torch.testing.assert_close(plain.jointly_loss(model, x, y, settings), by_eq_7)
+
+
+CHOICES = {"plain_loss": [], "together_loss": ["--together"], "jointly_loss": ["--jointly"]}
+
+
+@pytest.mark.parametrize("name, flags", CHOICES.items())
+def test_together_and_jointly_choose_the_loss(flags, name, tmp_path, monkeypatch):
     monkeypatch.setattr(plain, name, interrupt)
     with pytest.raises(SystemExit) as stopped:
         train_small(tmp_path / "run", *flags, script=plain)
@@ -165,22 +181,23 @@ def test_adp_takes_the_entropy_of_the_mean_prediction():
     assert adp.entropy_of_the_mean((f + 1e-9).log()).item() == pytest.approx(math.log(2))
 
 
-def test_adp_loss_is_its_formula_and_adds_the_members_losses_under_attack():
+def test_adp_loss_is_its_formula_on_clean_and_on_attacked_images():
     model, (x, y), settings = linear_ensemble(), a_batch(), settings_of(adp)
-    f = torch.stack([e.logits(x) for e in model.experts]).softmax(-1).double()
-    mean, hand = f.mean(0), 0.0
-    for i in range(len(x)):
-        V = torch.stack([torch.cat([f_j[i, : y[i]], f_j[i, y[i] + 1 :]]) for f_j in f], 1)
-        V = V / V.norm(dim=0)
-        det = torch.linalg.det(V.T @ V + 1e-6 * torch.eye(3))
-        ce = -f[:, i, y[i]].log().sum()
-        entropy = -(mean[i] * mean[i].log()).sum()
-        hand += (ce - 2.0 * entropy - 0.5 * det.log()).item() / len(x)
+    x_adv, by_hand = pgd(model, x, y, settings.eps, settings.alpha, settings.steps), []
+    for batch in (x, x_adv):
+        f = torch.stack([e.logits(batch) for e in model.experts]).softmax(-1).double()
+        mean, total = f.mean(0), 0.0
+        for i in range(len(x)):
+            V = torch.stack([torch.cat([f_j[i, : y[i]], f_j[i, y[i] + 1 :]]) for f_j in f], 1)
+            V = V / V.norm(dim=0)
+            det = torch.linalg.det(V.T @ V + 1e-6 * torch.eye(3))
+            ce = -f[:, i, y[i]].log().sum()
+            entropy = -(mean[i] * mean[i].log()).sum()
+            total += (ce - 2.0 * entropy - 0.5 * det.log()).item() / len(x)
+        by_hand.append(total)
     clean = adp.adp_loss(model, x, y, settings_of(adp, eps=0.0))
-    assert clean.item() == pytest.approx(hand)
-    x_adv = pgd(model, x, y, settings.eps, settings.alpha, settings.steps)  # against the vote
-    hand += sum(F.cross_entropy(e.logits(x_adv), y) for e in model.experts).item()
-    assert adp.adp_loss(model, x, y, settings).item() == pytest.approx(hand)
+    assert clean.item() == pytest.approx(by_hand[0])
+    assert adp.adp_loss(model, x, y, settings).item() == pytest.approx(sum(by_hand))
 
 
 def test_adp_leaves_what_is_not_finite_to_the_training_loop():
@@ -229,15 +246,17 @@ def test_gal_noise_falls_on_half_of_the_images():
     assert change[touched].std().item() == pytest.approx(0.045, rel=0.05)
 
 
-def test_gal_loss_is_its_formula():
-    """mean_i CE_i + 0.5 * alignment on noisy images, mean_i CE_i on PGD against the vote; all times
-    M, so that a member moves as far as in the other methods."""
-    model, (x, y), settings = linear_ensemble(), a_batch(), settings_of(gal)
-    x_adv = pgd(model, x, y, settings.eps, settings.alpha, settings.steps)
+@pytest.mark.parametrize("optimizer, M", [("adam", 1), ("sgd", 3)])
+def test_gal_loss_is_its_formula(optimizer, M):
+    """mean_i CE_i + 0.5 * alignment on noisy images, mean_i CE_i on PGD from there against the
+    vote; for SGD times M, so that a member moves as far as in the other methods."""
+    model, (x, y) = linear_ensemble(), a_batch()
+    settings = settings_of(gal, optimizer=optimizer)
     torch.manual_seed(1)
     z = gal.noisy(x, 0.045)
+    x_adv = pgd(model, z, y, settings.eps, settings.alpha, settings.steps)
     ce = sum(F.cross_entropy(m.logits(batch), y) for m in model.experts for batch in (z, x_adv))
-    hand = ce + 3 * 0.5 * alignment(model.experts, z, y).mean()
+    hand = M * (ce / 3 + 0.5 * alignment(model.experts, z, y).mean())
     torch.manual_seed(1)
     torch.testing.assert_close(gal.gal_loss(model, x, y, settings), hand)
 
@@ -351,7 +370,7 @@ def test_more_loss_is_cross_entropy_of_the_mixture_clean_and_attacked():
             module.momentum = 0.0  # so that the attack below meets the same statistics
     x_adv = pgd(model.eval(), x, y, settings.eps, settings.alpha, settings.steps)
     model.train()
-    hand = 3 * (F.cross_entropy(model(x), y) + F.cross_entropy(model(x_adv), y))
+    hand = F.cross_entropy(model(x), y) + F.cross_entropy(model(x_adv), y)
     torch.testing.assert_close(more.more_loss(model, x, y, settings), hand)
 
 
@@ -383,7 +402,7 @@ def test_attacks_leave_batch_norm_alone(module, loss, learned):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_method_is_trained_saved_loaded_and_attacked(way, tmp_path, capsys):
+def test_every_method_is_trained_saved_loaded_and_attacked(way, tmp_path, capsys, refused):
     (module, flags), out = WAYS[way], str(tmp_path / "run")
     train_small(out, "--epochs", "2", "--depth", "8", *flags, script=module)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -391,10 +410,10 @@ def test_every_method_is_trained_saved_loaded_and_attacked(way, tmp_path, capsys
     assert metrics["table"][me]["clean"] > 50
     assert (tmp_path / "run" / "curves.png").exists()
     few = "--eps 0.1 --images 40 --queries 9 --steps 2".split()
-    evaluate.main([out, "--attack", "pgd", "adaptive", "square", *few])
+    evaluate.main([out, *few])
     (found,) = json.loads((tmp_path / "run" / "attacks.json").read_text())["eps"].values()
-    assert {"clean", "pgd", "adaptive", "square"} <= set(found["table"][me])
-    capsys.readouterr()
+    assert set(found["table"][me]) == {"clean", "pgd", "apgd", "square", "own", "worst"}
+    assert "nobody answers alone" in refused(infer, out, "--attack", "adaptive")
     infer.main([out, "0", "1"])
     assert f"  {me}: " in capsys.readouterr().out  # what the model says, and not one expert
 

@@ -10,11 +10,13 @@ Parameter-free Attacks*, ICML 2020. As in attacks.py the model is any callable f
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attacks import Loss, Worst, ball, check_positive, cross_entropy, cw_loss, worst_of
+from attacks import Loss, Worst, ball, check_positive, cross_entropy, cw_loss, misled, worst_of
 
 
 def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -28,19 +30,21 @@ def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def apgd(
-    model: Callable[[Tensor], Tensor],
+    model: Callable[[Tensor], Any],
     x: Tensor,
     y: Tensor,
     eps: float,
     steps: int,
     loss: Loss = cross_entropy,
     random_start: bool = True,
+    decide: Callable[[Any], Tensor] = lambda logits: logits,
 ) -> Tensor:
     """AutoPGD, their Algorithm 1: no step size to choose.
 
     The step starts at 2 eps; at checkpoints it is halved for each image whose loss rose in fewer
     than 3/4 of the steps since the last one, or whose best loss and step have not changed since,
-    and the search continues from its best point. x [B, C, H, W], y [B] -> each image's worst point.
+    and the search continues from its best point. `loss` and `decide` are as in `pgd`.
+    x [B, C, H, W], y [B] -> each image's worst point.
     Raises ValueError for eps not positive or steps below 1.
     """
     check_positive(eps=eps, steps=steps)
@@ -50,10 +54,10 @@ def apgd(
     def ask(z: Tensor) -> tuple[Tensor, Tensor]:
         """Loss [B] and gradient at z; z is remembered where it is the worst so far."""
         z = z.detach().requires_grad_()
-        logits = model(z)
-        values = loss(logits, y)
+        output = model(z)
+        values = loss(output, y)
         (grad,) = torch.autograd.grad(values.sum(), z)
-        worst.update(z.detach(), logits.detach(), values.detach())
+        worst.update(z.detach(), decide(output).detach(), values.detach())
         return values.detach(), grad
 
     def where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -120,3 +124,14 @@ def auto_pgd(
         ranks = range(min(targets, K - 1))
         losses += [partial(targeted_dlr_loss, target=wrong[:, rank]) for rank in ranks]
     return worst_of(model, x, y, (apgd(model, x, y, eps, steps, loss) for loss in losses))
+
+
+def adaptive_auto_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+    """attacks.adaptive with AutoPGD: on the answer, by cross-entropy and towards the likeliest
+    wrong class, and on who answers; 3 + M runs.
+
+    x [B, C, H, W], y [B] -> each image's worst point. Raises ValueError as `apgd`.
+    """
+    answer = auto_pgd(model, x, y, eps, steps, targets=1)
+    routing = misled(model, x, y, partial(apgd, eps=eps, steps=steps))
+    return worst_of(model, x, y, chain([answer], routing))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import models
 from baselines import adp, dverge, gal, more, plain
-from experiments.compare import passes_of_a_batch
+from experiments.compare import units_of_a_batch
 from support import options, speed
 from train_collab import stage2_loss
 from train_submodel import TrainingLoss, soe_parser, stage1_loss
@@ -196,23 +196,21 @@ def measured_limits(device: torch.device, precision: str) -> tuple[float, float]
 
 
 def units(stage: int, M: int, S: int, gathered: bool = False) -> int:
-    """The cost of a step for each image of the batch, in one expert's forward passes."""
-    if stage == 1:
-        return 2 * M * S + 3 * (M + M**2)
-    attack = M * S + 2 * S if gathered and M > 1 else 2 * M * S
-    return attack + 6 * M
+    """The cost of a step for each image of the batch, in one expert's forward passes; gathered, an
+    attack's step in stage 2 asks all experts, and one of them with gradients."""
+    dense = units_of_a_batch("soe", M, S)[stage]
+    return dense - M * S + 2 * S if gathered and stage == 2 and M > 1 else dense
 
 
 def limit_seconds(stage: int, s: Namespace, multiply_adds: float, bytes_moved: float) -> float:
     """The time that a dense step would take, were all of it multiplying, or moving its maps.
 
-    A unit of an image costs 41 million multiply-adds, and a pass of forward and backward moves some
-    3 MB in bfloat16 with element-wise work fused, twice as much in float32.
+    A unit of an image costs 41 million multiply-adds, and moves some 1.5 MB in bfloat16 with
+    element-wise work fused, twice as much in float32.
     """
-    per_pass = 3e6 if s.precision == "bfloat16" else 6e6
-    multiplying = s.batch_size * units(stage, s.n, s.steps) * 41e6 / multiply_adds
-    passes = passes_of_a_batch("soe", s.n, s.steps)[stage]
-    return max(multiplying, s.batch_size * passes * per_pass / bytes_moved)
+    of_all = s.batch_size * units(stage, s.n, s.steps)
+    moved = 1.5e6 if s.precision == "bfloat16" else 3e6
+    return of_all * max(41e6 / multiply_adds, moved / bytes_moved)
 
 
 def peak_gib(device: torch.device) -> float:

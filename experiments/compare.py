@@ -1,39 +1,46 @@
 """SoE beside its rivals: the same data, epochs, training attack and evaluation for all of them.
 
-    python -m experiments.compare --eps 0.1 --n 3 --depth 8 --seeds 3 --attack pgd adaptive square
-    python -m experiments.compare --methods soe "adp, SGD" --equal-passes    # as many as soe
+    python -m experiments.compare --eps 0.1 --n 3 --depth 2 8 --seeds 3
+    python -m experiments.compare --methods soe "soe --sigma 0.3" plain-jointly --equal-cost
 
-One run is one method at one depth, eps and seed. Its own script trains it in a folder of --out, its
-log beside it; then it is attacked itself at its eps. The same command resumes where it was stopped;
-`--shard 2/5` does the second of five parts. A run that fails stops no other: exit status 1.
+A method is a name of METHODS, or one with flags of its script behind it. One run is one method at
+one depth, eps and seed. It is trained by the method's own script, in a folder of its own in --out
+with its log beside it, then attacked itself at the eps that it was trained at by the attacks of
+experiments/evaluate.py, AutoPGD in 20 steps. Its results are one JSON file in --results. What is
+there is used again, so the same command resumes where it was interrupted; `--shard 2/5` does the
+second of five parts, on another machine for instance. The table shows whatever is finished. A run
+that fails does not stop the others; the exit status is then 1.
 
-ADP and GAL were published with Adam; "adp, SGD" and "gal, SGD" learn at the rate of all the others.
+Cost, in units of one member's forward pass on one batch: a backward pass to the input or to the
+weights is one more, so a step of an attack costs 2 and learning a batch 3. A batch costs, with M
+members, S steps of PGD, T = 10 of DVERGE's own:
 
-A batch costs so many gradient passes (one is a forward and a backward pass of one member, a forward
-pass alone counts half), with M members, S steps of PGD, T = 10 of DVERGE's own:
+    plain, -together, -jointly, adp, more   2 M S + 6 M            the attack; clean, adversarial
+    gal                                     2 M S + 9 M            the second derivative: 3 M more
+    soe-stage1                              2 M S + 3 (M + M^2)    all learn from M attacks
+    soe                                     as soe-stage1, then 2 M S + 6 M, half of the epochs each
+    dverge                                  as plain, then 2 M T + M + 2 M S + 3 M + 3 M (M - 1)
 
-    plain, plain-together, adp, more   M S + 2 M             the attack, clean and adversarial batch
-    gal                                M S + 3 M             the second derivative counts M
-    soe-stage1                         M S + M + M^2         every expert learns from M attacks
-    soe                                as soe-stage1, then M S + 2 M, half of the epochs each
-    dverge                             as plain, then M T + M / 2 + M S + M + M (M - 1), likewise
+`--equal-cost` scales the epochs so that each method costs as much as the first one named.
 """
 
 import contextlib
 import json
 import os
 import statistics
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from itertools import product
 from pathlib import Path
+
+import torch
 
 import data
 import infer
 import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
-from experiments import train_or_resume
-from experiments.evaluate import ATTACKS, attacks_at, report
+from experiments import tables, train_or_resume
+from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 from support import files, options, pictures, speed
 
@@ -42,122 +49,96 @@ METHODS = {  # name: the script that trains it, and its flags
     "soe-stage1": (train_submodel.main, []),
     "plain": (plain.main, []),
     "plain-together": (plain.main, ["--together"]),
+    "plain-jointly": (plain.main, ["--jointly"]),
     "adp": (adp.main, []),
-    "adp, SGD": (adp.main, ["--optimizer=sgd"]),
     "gal": (gal.main, []),
-    "gal, SGD": (gal.main, ["--optimizer=sgd"]),
     "dverge": (dverge.main, []),
     "more": (more.main, []),
 }
-COUNTS = ("seeds", "epochs", "passes")
-ROUTING = ["answering", "best fixed", "any", "class share"]  # columns of a table of their own
+DEFAULT = [*METHODS, "adp --optimizer sgd", "gal --optimizer sgd"]  # the others' rule for these too
 
 
-def passes_of_a_batch(method: str, M: int, S: int, T: int = 10) -> dict[int, float]:
-    """{stage: gradient passes of a batch}, as in the table above."""
-    plainly, each = M * S + 2 * M, M * S + M + M**2
-    stages = {"soe": {1: each, 2: plainly}, "soe-stage1": {1: each}, "gal": {1: plainly + M}}
-    stages["dverge"] = {1: plainly, 2: M * T + M / 2 + M * S + M + M * (M - 1)}
-    return stages.get(method.removesuffix(", SGD"), {1: plainly})
+def units_of_a_batch(method: str, M: int, S: int, T: int = 10) -> dict[int, int]:
+    """{stage: forward units of a batch}, as in the table above."""
+    plainly, each = 2 * M * S + 6 * M, 2 * M * S + 3 * (M + M**2)
+    distilled = 2 * M * T + M + 2 * M * S + 3 * M + 3 * M * (M - 1)
+    stages = {"soe": {1: each, 2: plainly}, "soe-stage1": {1: each}, "gal": {1: plainly + 3 * M}}
+    return (stages | {"dverge": {1: plainly, 2: distilled}}).get(method.split()[0], {1: plainly})
 
 
-def epochs_at_equal_passes(method: str, first: str, epochs: int, M: int, S: int) -> int:
-    """Epochs in which `method` has as many passes as `first` has in `epochs`."""
-    theirs, ours = (statistics.mean(passes_of_a_batch(m, M, S).values()) for m in (first, method))
+def epochs_at_equal_cost(method: str, first: str, epochs: int, M: int, S: int) -> int:
+    """Epochs in which `method` costs what `first` costs in `epochs`."""
+    theirs, ours = (statistics.mean(units_of_a_batch(m, M, S).values()) for m in (first, method))
     return max(1, round(epochs * theirs / ours))
 
 
-def plan(args: Namespace, data_name: str) -> dict[Path, tuple[str, str, list[str]]]:
-    """{folder: (title of its table, method, flags of its script)} of every run asked for."""
+def known_method(text: str) -> str:
+    """A name of METHODS, perhaps with flags of its script."""
+    if not text.split() or text.split()[0] not in METHODS:
+        raise ArgumentTypeError(f"unknown method {text!r}: it must begin with {', '.join(METHODS)}")
+    return text
+
+
+def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
+    """{name: (method, flags of its script)} of every run asked for."""
     steps, runs = options.training_parser("", "").get_default("steps"), {}
     for depth, eps, method in product(args.depth, args.eps, args.methods):
-        title = f"{data_name}, {args.n} x ResNet{depth}, eps {eps:g}"
         epochs = args.epochs or options.default_epochs(args.data)
-        if args.equal_passes:
-            epochs = epochs_at_equal_passes(method, args.methods[0], epochs, args.n, steps)
+        if args.equal_cost:
+            epochs = epochs_at_equal_cost(method, args.methods[0], epochs, args.n, steps)
+        words = method.split()
         for seed in range(args.seed, args.seed + args.seeds):
             of = {"depth": depth, "n": args.n, "eps": eps, "epochs": epochs, "seed": seed}
-            name = [data_name, method.replace(", ", "-"), *(f"{k}{v}" for k, v in of.items())]
-            flags = [*METHODS[method][1], *(f"--{k}={v}" for k, v in of.items())]
-            runs[Path(args.out) / "-".join(name)] = title, method, flags
+            name = [
+                data_name,
+                method.replace(" --", "-").replace(" ", ""),
+                *map("{}{}".format, of, of.values()),
+            ]
+            flags = [*METHODS[words[0]][1], *words[1:], *(f"--{k}={v}" for k, v in of.items())]
+            runs["-".join(name)] = method, flags
     return runs
 
 
-def results_in(folder: Path) -> dict[str, dict]:
-    """{way of evaluation: what `evaluate` has found}."""
-    path = folder / "compared.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def evaluate(folder: Path, method: str, args: Namespace, dataset: data.Data, way: str) -> None:
-    """Attacks the model in `folder` itself; keeps the report and the run's line of the table there,
-    by the `way` it was done. Raises ValueError where it was trained on other data, OSError."""
+def evaluate(
+    folder: Path, method: str, flags: list[str], args: Namespace, dataset: data.Data
+) -> dict:
+    """What the model in `folder` does when it is attacked itself, with all that it takes to repeat
+    it. Raises ValueError where it was trained on other data, OSError."""
     settings = files.load_checkpoint(folder)["settings"]
     if settings["data_checksum"] != dataset.checksum:
         raise ValueError(f"{folder} was trained on other images: name another --out")
     model = infer.load(folder, args.device)
     speed.gather(model)
     x, y = dataset.test_images(args.device, dataset.choose_test_images(args.images))
-    attacks = attacks_at(args.attack, settings["eps"], args.steps, 1, args.queries, rescale=True)
-    result = report(model, x, y, attacks)
-    result["line"] = measures(method, settings, model.row, result)
-    content = results_in(folder) | {way: result}
-    files.write(folder / "compared.json", json.dumps(content, indent=1).encode())
+    how = attacks_at(args.attack, model, settings["eps"], args.steps, args.queries)
+    result = report(model, x, y, how)
+    stages = units_of_a_batch(method, settings["n"], settings["steps"])
+    units = sum(stages[stage] * epochs for stage, epochs in settings["stage_epochs"].items())
+    return {
+        "method": method,
+        "command": command(method, flags, args),
+        "threads": torch.get_num_threads(),
+        "device": options.device_name(torch.device(args.device)),
+        "versions": options.versions(),
+        "settings": settings | {"out": None},
+        "evaluation": evaluation(args, len(x)),
+        "units": units * settings["steps_per_epoch"],
+        "row": model.row,
+        "doubts": doubts(model, x, y, result["table"][model.row]),
+        **result,
+    }
 
 
-def measures(method: str, settings: dict, row: str, result: dict) -> dict[str, float | None]:
-    """A run's line of the tables, {column: number}; `row` is the model's in its own report."""
-    table, division = result["table"], result["specialisation"].get("clean")
-    cells = {column: v for column, v in table[row].items() if column != "own"}
-    experts = [cells["clean"] for name, cells in table.items() if name.startswith("expert")]
-    cells |= {"alone, clean": statistics.mean(experts), "any, clean": table["any"]["clean"]}
-    stages = passes_of_a_batch(method, settings["n"], settings["steps"])
-    passes = sum(stages[stage] * epochs for stage, epochs in settings["stage_epochs"].items())
-    cells |= {"epochs": settings["epochs"], "passes": passes * settings["steps_per_epoch"]}
-    if division:  # an expert answers alone, or weighs most
-        cells |= {name: division["disagree"][name] for name in ROUTING[:3]}
-        cells["class share"] = statistics.mean(map(max, zip(*division["answers"])))
-    return cells
+def command(method: str, flags: list[str], args: Namespace) -> str:
+    """What trains a run."""
+    script = METHODS[method.split()[0]][0].__module__
+    return " ".join(["python -m", script, f"--data={args.data}", *flags])
 
 
-def summarise(lines: list[dict[str, float | None]]) -> dict[str, list[float]]:
-    """{column: [mean, standard deviation over the seeds]}, the mean alone for a single seed."""
-    summary = {"seeds": [len(lines)]}
-    for column in lines[0]:
-        values = [line[column] for line in lines if line[column] is not None]
-        spread = [statistics.stdev(values)] if len(values) > 1 and column not in COUNTS else []
-        summary[column] = [statistics.mean(values), *spread] if values else []
-    return summary
-
-
-def print_table(columns: list[str], rows: dict[str, dict[str, list[float]]]) -> None:
-    """rows: {method: {column: [mean, deviation]}}."""
-    print(" " * 14 + "".join(f"{column:>14}" for column in columns))
-    for name, cells in rows.items():
-        texts = [" ±".join(f"{v:.{0 if c in COUNTS else 1}f}" for v in cells[c]) for c in columns]
-        print(f"{name:14}" + "".join(f"{text or '-':>14}" for text in texts))
-
-
-def tabulate(runs: dict[Path, tuple[str, str, list[str]]], args: Namespace, way: str) -> None:
-    """Prints, draws and writes all that was evaluated in this way, other shards' runs too."""
-    lines: dict[str, dict[str, list[dict]]] = {}
-    for folder, (title, method, _) in runs.items():
-        if result := results_in(folder).get(way):
-            lines.setdefault(title, {}).setdefault(method, []).append(result["line"])
-    tables = {t: {m: summarise(v) for m, v in rows.items()} for t, rows in lines.items()}
-    for title, rows in tables.items():
-        print(f"\n{title}; accuracy (%), each model attacked itself")
-        print_table([c for c in next(iter(rows.values())) if c not in ROUTING], rows)
-        if routed := {name: cells for name, cells in rows.items() if "answering" in cells}:
-            print("Correct (%) where experts disagree, clean; a class's share of its main expert:")
-            print_table(ROUTING, routed)
-    if tables:
-        device = options.device_name(options.pick_device(args.device))
-        content = {"command": vars(args), "versions": options.versions(), "device": device}
-        path = files.first_free(Path(args.out), "compare", ".json", ".png")
-        files.write(path, json.dumps(content | {"tables": tables}, indent=1).encode())
-        files.write(path.with_suffix(".png"), pictures.methods(tables, ("clean", *args.attack)))
-        print(f"\nWrote {path} and {path.with_suffix('.png').name}")
+def evaluation(args: Namespace, images: int) -> dict:
+    """How a run is evaluated."""
+    how = {name: getattr(args, name) for name in ("attack", "steps", "queries")}
+    return {**how, "images": images, "seed": 0}
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -171,24 +152,25 @@ def shard(text: str) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.compare")
     add, count = parser.add_argument, options.count
-    what = f"of {'; '.join(METHODS)} (default: all)"
-    add("--methods", nargs="+", choices=METHODS, metavar="NAME", default=list(METHODS), help=what)
+    what = "names of METHODS, perhaps with flags of its script (default: all, and adp, gal by SGD)"
+    add("--methods", nargs="+", type=known_method, metavar="METHOD", default=DEFAULT, help=what)
     add("--depth", type=int, nargs="+", default=[20], help="depths of each ResNet")
     add("--eps", type=options.radius, nargs="+", default=[0.03], help="radii of the attack")
     add("--n", type=count, default=3, help="M, the members of each")
     add("--epochs", type=count, help="of every method (default: as in training)")
-    add("--equal-passes", action="store_true", help="as many passes as the first method has")
+    add("--equal-cost", action="store_true", help="as much training as the first method has")
     add("--seed", type=options.seed, default=0, help="the first seed (default: 0)")
     add("--seeds", type=count, default=1, help="how many seeds, from there on")
-    known, what = ["pgd", "square", "adaptive"], f"of {', '.join(ATTACKS)}"
-    add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", default=known, help=what)
-    add("--steps", type=count, default=20, help="steps of the evaluation's gradient attacks")
+    what = f"of {', '.join(ATTACKS)} (default: {' '.join(DECIDE)})"
+    add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", default=list(DECIDE), help=what)
+    add("--steps", type=count, default=20, help="steps of AutoPGD, also in the adaptive attack")
     add("--queries", type=count, default=1000, help="queries of square, rescaled to them")
     add("--images", type=count, default=data.MAX_IMAGES, help="at most so many test images")
     add("--data", default="digits", help="as in training")
     options.add_device(parser)
     add("--shard", type=shard, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/compare", metavar="DIR", help="folder of all the runs")
+    add("--results", metavar="DIR", help="folder of their JSON files (default: that of --out)")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         failed = run(args)
@@ -204,25 +186,49 @@ def run(args: Namespace) -> int:
     args.device = str(options.pick_device(args.device))
     for depth in args.depth:
         ResNet(depth)  # is there one?
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    way = f"{', '.join(args.attack)}: {args.steps} steps, {args.queries} queries, "
-    way += f"{len(dataset.choose_test_images(args.images))} images of {dataset.checksum:08x}"
+    out, results = Path(args.out), Path(args.results or args.out)
+    for folder in (out, results):
+        folder.mkdir(parents=True, exist_ok=True)
     runs, failed, (i, k) = plan(args, dataset.name), 0, args.shard
+    wanted = evaluation(args, len(dataset.choose_test_images(args.images)))
     mine = list(runs)[i - 1 :: k]
-    for number, folder in enumerate(mine, 1):
-        print(f"[{number}/{len(mine)}] {folder.name}", flush=True)
-        _, method, flags = runs[folder]
+    for number, name in enumerate(mine, 1):
+        print(f"[{number}/{len(mine)}] {name}", flush=True)
+        method, flags = runs[name]
+        kept = results / f"{name}.json"
+        if kept.exists():
+            found = json.loads(kept.read_text())
+            if found["command"] != command(method, flags, args):
+                raise ValueError(f"{kept} was made by {found['command']}: name another --out")
+            if found["settings"]["data_checksum"] != dataset.checksum:
+                raise ValueError(f"{kept} is of other images: name another --out")
+            if found["evaluation"] != wanted:
+                raise ValueError(f"{kept} was evaluated in another way: name another --results")
+            print("  is there already; after a change of code name another --out")
+            continue
         try:
-            with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
-                train_or_resume(METHODS[method][0], folder, args.data, args.device, flags)
+            with open(out / f"{name}.log", "a") as log, contextlib.redirect_stdout(log):
+                script = METHODS[method.split()[0]][0]
+                train_or_resume(script, out / name, args.data, args.device, flags)
         except SystemExit as stop:  # the script has said why
             if stop.code == 130:
                 raise
             failed += 1
         else:
-            if way not in results_in(folder):
-                evaluate(folder, method, args, dataset, way)
-    tabulate(runs, args, way)
+            found = evaluate(out / name, method, flags, args, dataset)
+            files.write(kept, json.dumps(found).encode())
+    finished = [results / f"{name}.json" for name in runs if (results / f"{name}.json").exists()]
+    grouped = tables.group(map(tables.read, finished))
+    for title, methods in grouped.items():
+        print(f"\n{title}; accuracy (%), each model attacked itself\n")
+        print(tables.markdown(tables.comparison(methods)))
+    if grouped:
+        picture = files.first_free(out, "compare", ".png")
+        shown = {
+            title: tables.summaries(methods, args.attack) for title, methods in grouped.items()
+        }
+        files.write(picture, pictures.methods(shown, ("clean", *args.attack, "worst")))
+        print(f"\nWrote {results}: a JSON file for each run; and {picture}")
     return failed
 
 

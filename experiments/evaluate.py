@@ -1,12 +1,16 @@
-"""The full evaluation of a trained model: all attacks, several eps and seeds, or one part of it.
+"""The one evaluation behind every table: a trained model under the attacks that decide.
 
-    python -m experiments.evaluate RUN --eps 0.02 0.05 0.1 --attack all --seeds 5
-    python -m experiments.evaluate RUN --eps 0.1 --attack pgd adaptive --part vote    # or 1, 2 ..
+    python -m experiments.evaluate RUN --eps 0.1
+    python -m experiments.evaluate RUN --eps 0.1 --part vote    # or 1, 2 .. for one expert
+    python -m experiments.evaluate RUN --eps 0.1 --attack square --queries 5000 --seeds 5
     python -m experiments.evaluate RUN --attack transfer3 transfer30 --transfer transfer.npz
+
+By default PGD (20 steps), AutoPGD (cross-entropy and 9 targets), Square, and the adaptive attack,
+which misleads who answers. `worst` counts an image only if it is correct under all of them; which
+attack took how many images is said below the table, and what a referee would doubt.
 
 It prints a table for each eps and writes them, with every setting, to RUN/attacks.json
 (attacks-2.json .. where that is taken); with several eps also a picture of accuracy against eps.
-`--attack pgd --restarts 7` has as many gradient passes as `adaptive` on three experts.
 """
 
 import json
@@ -23,38 +27,41 @@ from torch import Tensor, nn
 import attacks
 import data
 import infer
-from attacks import Attack, in_batches, worst_of
-from experiments.autopgd import auto_pgd
+from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
+from experiments.autopgd import adaptive_auto_pgd, auto_pgd
 from experiments.transfer_set import load_transfer
 from models import Collaboration, Ensemble, ask_experts
 from support import files, options, pictures, speed
 from support.tables import percent, print_report
 
-# All attacks draw from one sequence of random numbers: a change of order changes the last digits.
 ATTACKS = (*(name for name in attacks.ATTACKS if name != "adaptive"), "apgd", "adaptive")
+DECIDE = ("pgd", "apgd", "square", "adaptive")
 TRANSFER = ("transfer3", "transfer30")  # ready-made images, see transfer_set.py
 
 
 def attacks_at(
     names: Sequence[str],
+    model: nn.Module,
     eps: float,
-    steps: int = 20,
-    restarts: int = 1,
+    steps: int = 100,
     queries: int = 1000,
-    rescale: bool = False,
+    rescale: bool = True,
+    restarts: int = 1,
 ) -> dict[str, Attack]:
     """{name: fn(model, x, y) -> x_adv, each image's worst point} for these names of ATTACKS.
 
-    Of pgd and cw each image's worst of `restarts`; `rescale` is Square's. Raises KeyError for
-    another name.
+    `steps` are AutoPGD's, which `adaptive` is made of too; all other gradient attacks have 20, of
+    pgd and cw the worst of `restarts`. `rescale` is Square's. `adaptive` is left out where nobody
+    answers alone: there it is AutoPGD once more. Raises KeyError for another name.
     """
-    known = attacks.attacks_at(eps, steps, queries)
+    known = attacks.attacks_at(eps, queries=queries)
     known["square"] = partial(known["square"], rescale=rescale)
     known["apgd"] = in_batches(partial(auto_pgd, eps=eps, steps=steps))
+    known["adaptive"] = in_batches(partial(adaptive_auto_pgd, eps=eps, steps=steps))
     if restarts > 1:
         for name in ("pgd", "cw"):
             known[name] = in_batches(partial(restarted, attack=known[name], restarts=restarts))
-    return {name: known[name] for name in names}
+    return {name: known[name] for name in names if name != "adaptive" or routes(model)}
 
 
 def restarted(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, restarts: int) -> Tensor:
@@ -84,13 +91,15 @@ def report(
     transfer: dict[str, Tensor] | None = None,
     seeds: Sequence[int] = (0,),
 ) -> dict:
-    """{"table": {row: {column: percent}}, "deviation": likewise, "specialisation": {column: ..}}.
+    """{"table": {row: {column: percent}}, "deviation": likewise, "specialisation": {column: ..},
+    "decided": .., "correct": {column: "0110.."}}.
 
     Rows and columns are those of `infer.evaluate`, the attacks being repeated from each seed: the
     table holds the means and `deviation`, with several seeds, the standard deviations; `worst`
     counts the images that are correct in all columns from all seeds; `specialisation` is the last
     seed's. `transfer` adds columns of ready-made images [V, N, C, H, W]; an image is correct where
-    all its variants are.
+    all its variants are. `decided` is what `who_decided` returns, and `correct` tells of each image
+    whether the model has it correct from all seeds, for paired comparisons.
     """
     transfer, runs = transfer or {}, []
     transferred = correct_on_transferred(model.eval(), y, transfer)
@@ -98,7 +107,7 @@ def report(
         torch.manual_seed(seed)
         correct, division = infer.judge(model, x, y, attacks)
         runs.append({row: cells | transferred.get(row, {}) for row, cells in correct.items()})
-    table, deviation = {}, {}
+    table, deviation, always = {}, {}, {}
     for row in runs[0]:
         columns = [c for c in ("clean", *attacks, *transfer, "own") if c in runs[0][row]]
         cells = {column: [run[row][column] for run in runs] for column in columns}
@@ -106,10 +115,69 @@ def report(
         table[row] = {column: statistics.mean(values) for column, values in percents.items()}
         if len(runs) > 1:
             deviation[row] = {c: statistics.stdev(values) for c, values in percents.items()}
+        always[row] = {column: torch.stack(found).all(0) for column, found in cells.items()}
         if len(attacks) + len(transfer) > 1 or len(runs) > 1:
-            every = [of_run for found in cells.values() for of_run in found]
-            table[row]["worst"] = percent(torch.stack(every).all(0))
-    return {"table": table, "deviation": deviation, "specialisation": division}
+            always[row]["worst"] = torch.stack(list(always[row].values())).all(0)
+            table[row]["worst"] = percent(always[row]["worst"])
+    mine = {column: of_mine for column, of_mine in always[model.row].items() if column != "own"}
+    return {
+        "table": table,
+        "deviation": deviation,
+        "specialisation": division,
+        "decided": who_decided(mine),
+        "correct": {c: "".join(map(str, found.int().tolist())) for c, found in mine.items()},
+    }
+
+
+# ---------------------------------------------------------------------------------- the referee
+
+
+def who_decided(correct: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+    """{attack: {"took": how many of the images that are correct clean it took, "alone": how many of
+    them no other attack took}}; correct is {column: bool [N]}."""
+    taken = {
+        column: correct["clean"] & ~of_column
+        for column, of_column in correct.items()
+        if column not in ("clean", "worst")
+    }
+    by = torch.stack([*taken.values(), torch.zeros_like(correct["clean"])]).sum(0)
+    return {
+        column: {"took": int(of_one.sum()), "alone": int((of_one & (by == 1)).sum())}
+        for column, of_one in taken.items()
+    }
+
+
+def doubts(model: nn.Module, x: Tensor, y: Tensor, table: dict[str, float]) -> list[str]:
+    """What a referee would doubt in a row of the table, {column: percent}: signs that gradients are
+    masked, so that the attacks are too weak. x [N, C, H, W], y [N]."""
+    found = []
+    if {"pgd", "apgd"} <= set(table) and table["apgd"] > table["pgd"]:
+        found.append("AutoPGD takes fewer images than PGD, with more steps")
+    gradients = [table[name] for name in table if name not in ("clean", "worst", "own", "square")]
+    if gradients and table.get("square", 100) < min(gradients):
+        found.append("Square, without gradients, takes more images than any gradient attack")
+    x, y = x[:250], y[:250]
+    z = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(cross_entropy(model(z), y).sum(), z)
+    zero = percent((grad == 0).flatten(1).all(1))
+    if zero > 1:
+        found.append(f"the gradient is exactly zero on {zero:.0f} % of the images")
+    anywhere = pgd(model, x, y, eps=1, alpha=0.2, steps=20, random_start=True, keep_best=True)
+    left = percent(model.combine(*ask_experts(model, anywhere)).argmax(1) == y)
+    if left > 0:
+        found.append(f"PGD leaves {left:.1f} % correct at eps 1, where any image is allowed")
+    return found
+
+
+def print_referee(result: dict) -> None:
+    if result["decided"]:
+        parts = [f"{name} {n['took']} ({n['alone']})" for name, n in result["decided"].items()]
+        print(f"\nImages taken (by this attack alone): {', '.join(parts)}")
+    for doubt in result["doubts"]:
+        print(f"Doubtful: {doubt}.")
+
+
+# ----------------------------------------------------------------------------------- the command
 
 
 def part_of(model: nn.Module, part: str | None) -> nn.Module:
@@ -130,15 +198,15 @@ def main(argv: list[str] | None = None) -> None:
     what = "attack radius, or several (default: the checkpoint's)"
     add("--eps", type=options.radius, nargs="+", help=what)
     known = [*ATTACKS, *TRANSFER, "all"]
-    what = f"of {', '.join(known)} (default: pgd)"
-    add("--attack", nargs="+", choices=known, metavar="NAME", default=["pgd"], help=what)
+    what = f"of {', '.join(known)} (default: {' '.join(DECIDE)})"
+    add("--attack", nargs="+", choices=known, metavar="NAME", default=DECIDE, help=what)
     add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
     add("--images", type=count, help="at most so many test images, a fixed choice (default: 1000)")
-    add("--steps", type=count, default=20, help="steps of the gradient attacks")
+    add("--steps", type=count, default=100, help="steps of AutoPGD, also in the adaptive attack")
     add("--restarts", type=count, default=1, help="restarts of pgd and cw")
     add("--queries", type=count, default=1000, help="queries of square")
-    what = "square: its sizes shrink faster; see attacks.py"
-    add("--rescale", action="store_true", help=what)
+    what = "square: the authors' schedule, made for 5,000 queries, instead of one for --queries"
+    add("--no-rescale", dest="rescale", action="store_false", help=what)
     add("--seed", type=options.seed, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
@@ -179,10 +247,13 @@ def run(args: Namespace) -> None:
     x, y = dataset.test_images(device, chosen)
     results = {}
     for eps in args.eps:
-        how = (args.steps, args.restarts, args.queries, args.rescale)
+        how = (args.steps, args.queries, args.rescale, args.restarts)
         seeds = range(args.seed, args.seed + args.seeds)
-        results[eps] = report(model, x, y, attacks_at(made_here, eps, *how), transfer, seeds)
+        made = attacks_at(made_here, model, eps, *how)
+        results[eps] = report(model, x, y, made, transfer, seeds)
+        results[eps]["doubts"] = doubts(model, x, y, results[eps]["table"][model.row])
         print_report(results[eps], model.row, len(x), eps)
+        print_referee(results[eps])
     path = files.first_free(folder, "attacks", ".json", ".png")
     content = {
         "command": vars(args),

@@ -13,17 +13,18 @@ import models
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import compare
-from experiments.fixtures import arrays
+from experiments.fixtures import arrays, same_weights
 from support import files
 from train_collab import stage2_loss
 from train_submodel import stage1_loss
 
-SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd --steps 2 --images 20".split()
+SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd apgd --steps 2 --images 20".split()
 LOSSES = {  # method: its model, where its options are, its losses stage by stage
     "soe": ("collaboration", None, [stage1_loss, stage2_loss]),
     "soe-stage1": ("collaboration", None, [stage1_loss]),
     "plain": ("ensemble", plain, [plain.plain_loss]),
     "plain-together": ("ensemble", plain, [plain.together_loss]),
+    "plain-jointly": ("ensemble", plain, [plain.jointly_loss]),
     "adp": ("ensemble", adp, [adp.adp_loss]),
     "gal": ("ensemble", gal, [gal.gal_loss]),
     "dverge": ("ensemble", dverge, [plain.plain_loss, dverge.DvergeLoss()]),
@@ -35,21 +36,16 @@ def compare_small(out, *flags):
     compare.main([*SMALL, "--device", "cpu", "--out", str(out), *flags])
 
 
-def tables(out, name="compare.json"):
-    return json.loads((out / name).read_text())["tables"]
+def results(out):
+    """{method and seed: what its JSON file says}."""
+    found = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    return {f"{r['method']} {r['settings']['seed']}": r for r in found}
 
 
 def planned(**changed):
-    """`plan` of two methods at one depth and eps, {method: flags}."""
+    """`plan` of two methods at one depth and eps."""
     asked = {"depth": [8], "eps": [0.1], "methods": ["soe", "plain-together"], "seeds": 1}
-    asked |= {
-        "n": 3,
-        "seed": 0,
-        "epochs": 36,
-        "equal_passes": False,
-        "data": "digits",
-        "out": "out",
-    }
+    asked |= {"n": 3, "seed": 0, "epochs": 36, "equal_cost": False, "data": "digits"}
     return compare.plan(Namespace(**asked | changed), "digits")
 
 
@@ -57,80 +53,72 @@ def planned(**changed):
 
 
 def test_two_shards_and_then_all_of_it_train_and_attack_nothing_twice(tmp_path, capsys):
-    flags = ["--methods", "soe", "adp", "adp, SGD", "--attack", "pgd", "square", "--queries", "5"]
+    flags = ["--methods", "soe", "adp", "adp --optimizer sgd", "--attack", "pgd", "square"]
+    flags += ["--queries", "5"]
     compare_small(tmp_path, *flags, "--shard", "1/2")
+    assert set(results(tmp_path)) == {"soe 0", "adp --optimizer sgd 0"}
     first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
-    trained = {path.parent.name.split("-depth")[0] for path in first}
-    assert trained == {"digits-soe", "digits-adp-SGD"}
     compare_small(tmp_path, *flags, "--shard", "2/2")
     assert {path: path.stat().st_mtime_ns for path in first} == first
-    every = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    every = {
+        path: path.stat().st_mtime_ns for path in [*tmp_path.glob("*/*"), *tmp_path.glob("*.json")]
+    }
+    capsys.readouterr()
     compare_small(tmp_path, *flags)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")} == every
-    assert tables(tmp_path, "compare-2.json") == tables(tmp_path, "compare-3.json")
-    (part,), (whole,) = tables(tmp_path).values(), tables(tmp_path, "compare-2.json").values()
-    assert list(part) == ["soe", "adp, SGD"] and list(whole) == ["soe", "adp", "adp, SGD"]
-    assert part["soe"] == whole["soe"]
-    assert Image.open(tmp_path / "compare-2.png").width > 400
     said = capsys.readouterr().out
-    assert "±" not in said and "stage 1, epoch" not in said
+    assert {path: path.stat().st_mtime_ns for path in every} == every
+    assert set(results(tmp_path)) == {"soe 0", "adp 0", "adp --optimizer sgd 0"}
+    assert said.count("is there already") == 3 and said.count("| adp") == 2
+    assert Image.open(tmp_path / "compare-3.png").width > 400
     for log in tmp_path.glob("*.log"):
         assert "stage 1, epoch 1/" in log.read_text() and log.with_suffix("").is_dir()
 
 
-def test_a_table_says_what_was_found_about_each_model_attacked_itself(tmp_path, capsys):
-    compare_small(tmp_path, "--methods", "soe", "plain", "adp, SGD", "--attack", "fgsm", "pgd")
-    ((title, table),) = tables(tmp_path).items()
-    assert title == "digits, 2 x ResNet2, eps 0.1"
-    for method, row in (("soe", "collaboration"), ("plain", "vote"), ("adp, SGD", "vote")):
-        folder = tmp_path / f"digits-{method.replace(', ', '-')}-depth2-n2-eps0.1-epochs2-seed0"
-        (result,) = json.loads((folder / "compared.json").read_text()).values()
-        cells, experts = table[method], [result["table"][f"expert {j}"] for j in (1, 2)]
-        for column in ("clean", "fgsm", "pgd", "worst"):
-            assert cells[column] == [result["table"][row][column]]
-        assert result["table"][row]["own"] == result["table"][row]["fgsm"]
-        assert cells["alone, clean"] == [(experts[0]["clean"] + experts[1]["clean"]) / 2]
-        assert cells["any, clean"] == [result["table"]["any"]["clean"]]
-        per_batch = sum(compare.passes_of_a_batch(method, 2, 10).values())
-        batches = 11 if method == "soe" else 22  # of each stage: 1,437 images, two epochs
-        assert cells["passes"] == [per_batch * batches]
-        assert cells["seeds"] == [1] and cells["epochs"] == [2]
-        checkpoint = files.load_checkpoint(folder)["settings"]
-        assert (checkpoint["optimizer"], checkpoint["lr"]) == ("sgd", 0.1)
-        assert ("answering" in cells) == (method == "soe")
-    answers = torch.tensor(result_of_soe(tmp_path)["specialisation"]["clean"]["answers"])
-    assert table["soe"]["class share"] == pytest.approx([answers.max(0).values.mean().item()])
+def test_a_result_says_how_to_repeat_it_and_what_was_found(tmp_path, capsys):
+    compare_small(tmp_path, "--methods", "soe", "plain --lr 0.05")
     said = capsys.readouterr().out
-    assert title in said and said.count("answering") == 1
-    assert f"{table['plain']['pgd'][0]:.1f}" in said
+    for result in results(tmp_path).values():
+        row = "collaboration" if result["method"] == "soe" else "vote"
+        assert result["row"] == row and result["threads"] == torch.get_num_threads()
+        assert set(result["correct"]) == {"clean", "pgd", "apgd", "worst"}
+        for column, images in result["correct"].items():
+            assert result["table"][row][column] == 100 * images.count("1") / 20
+            assert f"{result['table'][row][column]:.1f}" in said
+        per_batch = sum(compare.units_of_a_batch(result["method"], 2, 10).values())
+        batches = 11 if row == "collaboration" else 22  # of each stage: 1,437 images, two epochs
+        assert result["units"] == per_batch * batches
+    words = results(tmp_path)["plain --lr 0.05 0"]["command"].split()
+    assert words[:3] == ["python", "-m", "baselines.plain"]
+    plain.main([*words[3:], "--device", "cpu", "--out", str(tmp_path / "again")])
+    (first,) = tmp_path.glob("digits-plain-*/model.pt")
+    assert same_weights(first, tmp_path / "again")
 
 
-def result_of_soe(out):
-    (path,) = out.glob("digits-soe-*/compared.json")
-    (result,) = json.loads(path.read_text()).values()
-    return result
+def test_other_flags_images_or_attacks_under_the_same_name_are_noticed(tmp_path, refused):
+    own, out = str(tmp_path / "own.npz"), tmp_path / "runs"
+    np.savez(own, **arrays())
+    plain_on = ["--methods", "plain", "--out", out, "--data"]
+    compare_small(out, "--methods", "plain", "--data", own)
+    again = [*SMALL, *plain_on, own]
+    assert "was evaluated in another way" in refused(compare, *again, "--attack", "fgsm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(compare.METHODS, "plain", (plain.main, ["--together"]))
+        assert "was made by python -m baselines.plain" in refused(compare, *again)
+    np.savez(own, **arrays(y_train=(np.arange(40) + 1) % 4))
+    assert "is of other images" in refused(compare, *again)
+    (kept,) = out.glob("*.json")
+    kept.unlink()
+    assert "was trained on other images" in refused(compare, *again)
 
 
-def test_another_evaluation_is_made_of_the_same_models(tmp_path):
+def test_other_attacks_of_the_same_models_go_into_another_folder(tmp_path):
     compare_small(tmp_path, "--methods", "plain")
     (model,) = tmp_path.glob("*/model.pt")
     trained = model.stat().st_mtime_ns
-    compare_small(tmp_path, "--methods", "plain", "--attack", "fgsm")
+    flags = ["--methods", "plain", "--attack", "fgsm", "--results", str(tmp_path / "fgsm")]
+    compare_small(tmp_path, *flags)
     assert model.stat().st_mtime_ns == trained
-    kept = json.loads((model.parent / "compared.json").read_text())
-    assert [list(result["table"]["vote"]) for result in kept.values()] == [
-        ["clean", "pgd", "own"],
-        ["clean", "fgsm", "own"],
-    ]
-
-
-def test_other_images_under_the_same_name_are_noticed(tmp_path, refused):
-    own, out = str(tmp_path / "own.npz"), tmp_path / "runs"
-    np.savez(own, **arrays())
-    compare_small(out, "--methods", "plain", "--data", own)
-    np.savez(own, **arrays(y_train=(np.arange(40) + 1) % 4))
-    error = refused(compare, *SMALL, "--methods", "plain", "--data", own, "--out", out)
-    assert "was trained on other images" in error
+    assert set(results(tmp_path / "fgsm")["plain 0"]["correct"]) == {"clean", "fgsm"}
 
 
 def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
@@ -146,14 +134,13 @@ def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(files, "save_checkpoint", stop)
         compare_small(tmp_path / "cut", *flags)
-    assert stopped.value.code == 130 and not (tmp_path / "cut" / "compare.json").exists()
+    assert stopped.value.code == 130 and list(results(tmp_path / "cut")) == ["plain 0"]
     (second,) = (tmp_path / "cut").glob("*-seed1/model.pt")
     assert files.load_checkpoint(second)["epoch"] == 2
     compare_small(tmp_path / "cut", *flags)
     assert "epoch 3/4" in (tmp_path / "cut" / f"{second.parent.name}.log").read_text()
-    assert tables(tmp_path / "cut") == tables(tmp_path / "whole")
-    (table,) = tables(tmp_path / "cut").values()
-    assert table["plain"]["seeds"] == [2] and len(table["plain"]["pgd"]) == 2
+    cut, whole = (results(tmp_path / name)["plain 1"]["correct"] for name in ("cut", "whole"))
+    assert cut == whole
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
@@ -164,78 +151,65 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and "became NaN" in error
     assert error.endswith("runs that failed, as said above: 1\n")
-    (table,) = tables(tmp_path).values()
-    assert list(table) == ["plain"]
+    assert list(results(tmp_path)) == ["plain 0"]
 
 
 # ---------------------------------------------------------------------------------------- the plan
 
 
-def test_every_run_has_a_folder_of_its_own_and_is_planned_once():
-    twice = {"methods": list(compare.METHODS) * 2, "eps": [0.1, 0.2, 0.1], "depth": [2, 8, 8]}
-    runs = planned(**twice, seeds=3, seed=5)
-    assert len(runs) == len(compare.METHODS) * 2 * 2 * 3
-    titles = {title for title, _, _ in runs.values()}
-    assert titles == {f"digits, 3 x ResNet{d}, eps {e}" for d in (2, 8) for e in (0.1, 0.2)}
+def test_every_run_has_a_name_of_its_own_and_is_planned_once():
+    methods = [*compare.METHODS, "soe --sigma 3", "soe --sigma 0.3"]
+    runs = planned(methods=methods * 2, eps=[0.1, 0.2, 0.1], depth=[2, 8, 8], seeds=3, seed=5)
+    assert len(runs) == len(methods) * 2 * 2 * 3
     assert len({str(of) for of in runs.values()}) == len(runs)  # no two are the same
-    assert {flags[-1] for _, _, flags in runs.values()} == {"--seed=5", "--seed=6", "--seed=7"}
+    assert {flags[-1] for _, flags in runs.values()} == {"--seed=5", "--seed=6", "--seed=7"}
+    (flags,) = planned(methods=["soe --sigma 3"]).values()
+    assert flags == ("soe --sigma 3", ["--sigma", "3", *flags[1][2:]])
 
 
-def forward_passes(loss, model, x, y, settings):
-    """How many batches the members saw in all, one that is half of the batch counting a half."""
+def forward_units(loss, model, x, y, settings):
+    """What goes through the members, a batch of len(x) as 1: once where nothing is differentiated,
+    twice where the images are, three times where the weights learn."""
     seen = []
+
+    def count(network, args):
+        cost = 3 if network.training else 2 if args[0].requires_grad else 1
+        seen.append(cost * len(args[0]))
+
     for expert in model.experts:
-        expert.backbone.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        expert.backbone.register_forward_pre_hook(count)
     loss(model, x, y, settings)
     return sum(seen) / len(x)
 
 
 @pytest.mark.parametrize("method", compare.METHODS)
-def test_gradient_passes_are_those_that_a_loss_makes(method):
-    """Against the batches that really go through the members, forward."""
-    method_alone = method.removesuffix(", SGD")
-    kind, module, losses = LOSSES[method_alone]
+def test_units_are_those_that_a_loss_costs(method):
+    kind, module, losses = LOSSES[method]
     parser = module.parser() if module else train_submodel.soe_parser("", "")
     settings = parser.parse_args([])
     small = {"depth": 8, "n": 3, "steps": 4, "alpha": 0.03, "weights": "best", "steps_per_epoch": 4}
     small |= {"distill_steps": 5, "image_shape": [1, 8, 8], "num_classes": 10, "model": kind}
     settings = Namespace(**vars(settings) | small)
-    counted = compare.passes_of_a_batch(method, 3, 4, 5)
+    counted = compare.units_of_a_batch(method, 3, 4, 5)
     assert list(counted) == list(range(1, len(losses) + 1))
     dataset = data.load("digits")
     x, y = dataset.x_train[:16].float() / 255, dataset.y_train[:16]
     for stage, loss in enumerate(losses, 1):
-        forward = forward_passes(loss, models.build(vars(settings)), x, y, settings)
-        # GAL's second derivative needs no forward pass; DVERGE's target no backward one.
-        extra = {"gal": 3, "dverge": -1.5 if stage == 2 else 0}.get(method_alone, 0)
-        assert counted[stage] == forward + extra
+        units = forward_units(loss, models.build(vars(settings)), x, y, settings)
+        assert counted[stage] == units + (9 if method == "gal" else 0)  # its second derivative
 
 
-def test_equal_passes_are_more_epochs_of_a_cheaper_method():
-    assert compare.epochs_at_equal_passes("plain-together", "soe", 36, 3, 10) == 39
-    assert compare.epochs_at_equal_passes("soe", "soe", 36, 3, 10) == 36
-    flags = [flags for _, _, flags in planned(equal_passes=True).values()]
-    assert ["--epochs=36" in flags[0], "--epochs=39" in flags[1]] == [True, True]
-
-
-def test_a_summary_is_mean_and_deviation_of_what_there_is():
-    lines = [{"clean": 50.0, "answering": None, "epochs": 2}, {"clean": 54.0, "answering": 3.0}]
-    assert compare.summarise([lines[0]]) == {
-        "seeds": [1],
-        "clean": [50.0],
-        "answering": [],
-        "epochs": [2],
-    }
-    lines[1]["epochs"] = 2
-    summary = compare.summarise(lines)
-    assert summary["clean"] == pytest.approx([52, 8**0.5])
-    assert summary["answering"] == [3.0] and summary["epochs"] == [2]
+def test_equal_cost_is_more_epochs_of_a_cheaper_method():
+    assert compare.epochs_at_equal_cost("plain-together", "soe", 36, 3, 10) == 40  # 87 to 78
+    assert compare.epochs_at_equal_cost("soe", "soe", 36, 3, 10) == 36
+    flags = [flags for _, flags in planned(equal_cost=True).values()]
+    assert "--epochs=36" in flags[0] and "--epochs=40" in flags[1]
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--methods soe magic", "invalid choice: 'magic'"),
+        ("--methods soe magic", "unknown method 'magic'"),
         ("--attack magic", "invalid choice: 'magic'"),
         ("--shard 3/2", "invalid shard value: '3/2'"),
         ("--eps 0", "out of range"),

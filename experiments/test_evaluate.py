@@ -1,22 +1,20 @@
-"""Statements about the full evaluation, and about AutoPGD, that must hold."""
+"""Statements about the evaluation that must hold."""
 
 import json
 import os
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import data
 import infer
-from attacks import cross_entropy, cw_loss, pgd
 from experiments import evaluate
-from experiments.autopgd import apgd, apgd_checkpoints, auto_pgd, targeted_dlr_loss
 from experiments.fixtures import interrupt
-from models import Collaboration, ResNet
+from models import Ensemble
 
 
 @pytest.fixture
@@ -45,6 +43,48 @@ def test_every_attack_at_every_eps_is_run_and_all_is_saved(small_run, capsys):
             assert result["deviation"][row]["clean"] == 0
     deviations = [cells for r in content["eps"].values() for cells in r["deviation"].values()]
     assert any(any(cells.values()) for cells in deviations)  # the seeds are others
+
+
+def test_it_says_which_attack_took_how_many_images_and_how_many_alone():
+    def images(text):
+        return torch.tensor([letter == "1" for letter in text])
+
+    correct = {"clean": images("111110"), "pgd": images("110010"), "square": images("101110")}
+    correct["worst"] = images("100010")
+    assert evaluate.who_decided(correct) == {
+        "pgd": {"took": 2, "alone": 2},
+        "square": {"took": 1, "alone": 1},
+    }
+    correct["square"] = images("100110")
+    assert evaluate.who_decided(correct)["pgd"] == {"took": 2, "alone": 1}
+    assert evaluate.who_decided(correct)["square"] == {"took": 2, "alone": 1}
+
+
+class Bright(nn.Module):
+    """An expert that says 0 of bright images and 1 of dark ones; a great slope hides its gradient,
+    as the softmax is then exactly 1."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = slope
+
+    def logits(self, x):
+        return self.slope * (x.flatten(1).mean(1)[:, None] - 0.5) * torch.tensor([1.0, -1.0])
+
+
+@pytest.mark.parametrize(
+    "slope, table, says",
+    [
+        (9.0, {"pgd": 40.0, "apgd": 30.0, "square": 30.0}, []),
+        (9.0, {"pgd": 40.0, "apgd": 41.0}, ["fewer images than PGD"]),
+        (9.0, {"pgd": 40.0, "apgd": 30.0, "square": 29.0}, ["Square, without gradients"]),
+        (9e5, {}, ["exactly zero on 100 %", "correct at eps 1, where any"]),
+    ],
+)
+def test_what_a_referee_would_doubt_is_said(slope, table, says):
+    x, y = torch.full((6, 1, 4, 4), 0.6), torch.zeros(6, dtype=torch.long)
+    found = evaluate.doubts(Ensemble([Bright(slope)]), x, y, table)
+    assert len(found) == len(says) and all(word in line for word, line in zip(says, found))
 
 
 def test_an_evaluation_repeats_by_its_seed_and_overwrites_nothing(small_run):
@@ -105,88 +145,3 @@ def test_where_it_cannot_run_is_said_before_any_attack(whole, monkeypatch, refus
         assert "cannot be written to" in refused(evaluate, whole)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "not under torchrun" in refused(evaluate, whole)
-
-
-# ------------------------------------------------------------------------- its additional attacks
-
-
-@pytest.fixture
-def network():
-    torch.manual_seed(0)
-    model, x = (
-        Collaboration([ResNet(8, 1, 10, 8) for _ in range(2)]).eval(),
-        torch.rand(40, 1, 8, 8),
-    )
-    y = torch.where(torch.rand(40) < 0.7, model(x).argmax(1), torch.randint(10, (40,)))
-    return model, x, y
-
-
-def attacked(network, name, **how):
-    """Which images the model still has correct, after an attack that is checked on the way."""
-    model, x, y = network
-    torch.manual_seed(3)
-    x_adv = evaluate.attacks_at([name], eps=0.05, **{"steps": 3} | how)[name](*network)
-    assert (x_adv >= x - 0.05).all() and (x_adv <= x + 0.05).all()
-    assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
-    return model(x_adv).argmax(1) == y
-
-
-def test_autopgd_stays_in_the_ball_repeats_by_seed_and_never_helps(network):
-    model, x, y = network
-    correct, still = model(x).argmax(1) == y, attacked(network, "apgd")
-    assert 0 < still.sum() < correct.sum() and not (still & ~correct).any()
-    assert torch.equal(attacked(network, "apgd"), still)
-
-
-@pytest.mark.parametrize("name", ["pgd", "cw"])
-def test_restarts_only_ever_add_to_what_is_fooled(name, network):
-    once, often = attacked(network, name), attacked(network, name, restarts=5)
-    assert (often <= once).all() and 0 < often.sum() < once.sum()
-
-
-def test_an_autopgd_without_steps_is_refused(network):
-    with pytest.raises(ValueError, match="steps is 0"):
-        apgd(*network, eps=0.1, steps=0)
-
-
-@pytest.mark.parametrize("loss", [cross_entropy, cw_loss])
-@pytest.mark.parametrize("steps", [10, 40])
-def test_autopgd_reaches_the_exact_corner_on_a_linear_model(loss, steps):
-    torch.manual_seed(0)
-    slope, x = torch.randn(16), 0.2 + 0.6 * torch.rand(30, 1, 4, 4)
-    border = (x.flatten(1) @ slope).median()
-
-    def model(z):  # so flat that CW's kappa is out of reach
-        rise = 0.01 * (z.flatten(1) @ slope - border)
-        return torch.stack([torch.zeros_like(rise), rise], 1)
-
-    y = model(x).argmax(1)
-    corner = x + 0.1 * (slope.sign() * (1 - 2 * y[:, None])).view_as(x)
-    fooled = model(corner).argmax(1) != y
-    for attack in (partial(apgd, loss=loss), auto_pgd):
-        x_adv = attack(model, x, y, eps=0.1, steps=steps)
-        assert torch.equal(model(x_adv).argmax(1) != y, fooled) and 0 < fooled.sum() < len(y)
-        torch.testing.assert_close(x_adv[~fooled], corner[~fooled])  # others stop when fooled
-
-
-def test_autopgd_halves_its_step_where_it_overshoots():
-    """A narrow peak that steps of 2 eps jump over: only smaller steps come near it."""
-
-    def model(z):
-        rise = 1 - (z - 0.537).abs().flatten(1).mean(1)
-        return torch.stack([torch.zeros_like(rise) + 5, rise], 1)
-
-    x, y = torch.full((20, 1, 4, 4), 0.5), torch.zeros(20, dtype=torch.long)
-    coarse = pgd(model, x, y, eps=0.1, alpha=0.2, steps=50, random_start=True, keep_best=True)
-    fine = apgd(model, x, y, eps=0.1, steps=50)
-    assert (fine - 0.537).abs().mean() < 0.002 < 0.02 < (coarse - 0.537).abs().mean()
-
-
-def test_autopgd_checkpoints_are_those_of_its_paper():
-    assert apgd_checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
-
-
-def test_targeted_dlr_loss_by_hand():
-    logits = torch.tensor([[5.0, 1.0, 4.0, 2.0]])
-    loss = targeted_dlr_loss(logits, torch.tensor([2]), torch.tensor([3]))
-    assert loss.item() == pytest.approx(-(4 - 2) / (5 - (2 + 1) / 2))

@@ -73,14 +73,14 @@ def methods(
     figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, table) in zip(axes[0], tables.items()):
         for column, marker in zip(columns, itertools.cycle("osD^v<>p")):
-            values = [cells[column] for cells in table.values()]
+            values = [cells.get(column, [math.nan]) for cells in table.values()]
             means = [value[0] for value in values]
             spread = [value[1] if len(value) > 1 else 0 for value in values]
             axis.errorbar(
                 means, range(len(table)), xerr=spread, fmt=marker, markersize=5, label=column
             )
         axis.set_yticks(range(len(table)), list(table))
-        lowest = min(cells[column][0] for cells in table.values() for column in columns)
+        lowest = min(mean for cells in table.values() for mean, *_ in cells.values())
         axis.set(ylim=(len(table) - 0.5, -0.5), xlabel="accuracy (%)")
         axis.set_xlim(10 * math.floor(lowest / 10) - 1, 101)
         axis.set_title(title, fontsize=9)

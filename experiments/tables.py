@@ -1,0 +1,229 @@
+"""Writes the tables of the READMEs from the JSON files in results/: no number is typed by hand.
+
+    python -m experiments.tables    # rewrites what stands between the marks, and draws figures/
+
+A mark names one of the functions in MAKERS and the files it reads, one JSON file a run:
+
+    <!-- comparison: compare/digits-*-depth2-*.json -->
+    <!-- end -->
+
+Three things are told apart. `±` is the standard deviation over the seeds of training. The standard
+error of one model's accuracy on N images is sqrt(p (1 - p) / N). A difference between two methods
+is taken image by image and seed by seed; its interval holds the true one in 95 of 100 cases, where
+images and seeds are drawn anew, and no word such as "beats" is used where it holds 0.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from support import files, options
+
+HERE = Path(__file__).parent
+TEXTS = (HERE.parent / "README.md", HERE / "README.md")
+MARK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.S)
+HEADINGS = {"pgd": "PGD-20", "apgd": "AutoPGD", "square": "Square"}
+Rows = list[list[str]]  # the heading first
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def group(results: Iterable[dict]) -> dict[str, dict[str, list[dict]]]:
+    """{title: {method: its runs, in the order of their seeds}}."""
+    grouped = {}
+    for result in sorted(results, key=lambda result: result["settings"]["seed"]):
+        s = result["settings"]
+        title = f"{s['data_name']}, {s['n']} x ResNet{s['depth']}, eps {s['eps']:g}"
+        grouped.setdefault(title, {}).setdefault(result["method"], []).append(result)
+    return {
+        title: dict(sorted(methods.items(), key=_soe_first)) for title, methods in grouped.items()
+    }
+
+
+def _soe_first(item: tuple[str, list[dict]]) -> tuple[bool, str]:
+    return not item[0].startswith("soe"), item[0]
+
+
+# ------------------------------------------------------------------------------------ statistics
+
+
+def t_quantile(df: float) -> float:
+    """Student's t below which 97.5 % lie, for df >= 1 degrees of freedom."""
+    theta = np.linspace(0, np.pi / 2, 200_001)  # t = sqrt(df) tan(theta)
+    below = np.cumsum(np.cos(theta) ** (df - 1))
+    return float(np.sqrt(df) * np.tan(theta[np.searchsorted(below, 0.95 * below[-1])]))
+
+
+def paired_difference(ours: list[str], theirs: list[str]) -> tuple[float, float]:
+    """Difference of two accuracies in points, and half its 95 % interval; "0110.." tells of each
+    image whether it is correct, a string for each seed.
+
+    Its variance is that of the images' mean differences / N and, with several seeds, that of the
+    seeds' / S (the first holds part of the second, which errs to the safe side); the degrees of
+    freedom are Welch's. With one seed it says nothing about other seeds.
+    """
+    pairs = zip(ours, theirs)
+    d = np.array([[int(a) - int(b) for a, b in zip(*pair)] for pair in pairs])  # [S, N]
+    means = [d.mean(0), d.mean(1)] if len(d) > 1 else [d.mean(0)]
+    variances = np.array([m.var(ddof=1) / len(m) for m in means])
+    total = variances.sum()
+    if total == 0:
+        return 100 * float(d.mean()), 0.0
+    df = total**2 / sum(v**2 / (len(m) - 1) for v, m in zip(variances, means))
+    return 100 * float(d.mean()), 100 * t_quantile(df) * float(total) ** 0.5
+
+
+def mean_and_deviation(values: list[float]) -> list[float]:
+    """[mean, standard deviation], the mean alone of a single value."""
+    return [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
+
+
+# ---------------------------------------------------------------------------------- what is shown
+
+
+def text(values: list[float]) -> str:
+    return " ± ".join(f"{value:.1f}" for value in values) or "-"
+
+
+def cells(results: list[dict], column: str, row: str | None = None) -> list[float]:
+    """Mean and deviation of one column; nothing where it was not measured."""
+    found = [r["table"][row or r["row"]].get(column) for r in results]
+    return [] if None in found else mean_and_deviation(found)
+
+
+def comparison(methods: dict[str, list[dict]]) -> Rows:
+    """Each method attacked itself; the last column is paired with the first method."""
+    first, *_ = methods.values()
+    columns = ["clean", *first[0]["evaluation"]["attack"], "worst"]
+    of_first = f"worst less {first[0]['method']}'s"
+    rows = [["", "units", *(HEADINGS.get(c, c) for c in columns), of_first, "alone", "any"]]
+    for method, results in methods.items():
+        difference = "-"
+        seeds = [result["settings"]["seed"] for result in results]
+        same = [result for result in first if result["settings"]["seed"] in seeds]
+        if method != first[0]["method"] and len(same) == len(results):
+            pair = [[result["correct"]["worst"] for result in part] for part in (results, same)]
+            difference = "{:+.1f} ± {:.1f}".format(*paired_difference(*pair))
+        M = results[0]["settings"]["n"]
+        alone = [
+            statistics.mean(r["table"][f"expert {j + 1}"]["clean"] for j in range(M))
+            for r in results
+        ]
+        shown = [text(cells(results, column)) for column in columns]
+        others = [text(mean_and_deviation(alone)), text(cells(results, "clean", "any"))]
+        rows.append([method, f"{results[0]['units']:,}", *shown, difference, *others])
+    return rows
+
+
+def routing(methods: dict[str, list[dict]]) -> Rows:
+    """How the experts divide the work on clean images, for methods in which one answers."""
+    rows = [["", "they disagree on", "correct: answering", "best fixed", "any", "class share"]]
+    for method, results in methods.items():
+        if "clean" in (of := results[0]["specialisation"]):
+            columns = {
+                key: [r["specialisation"]["clean"]["disagree"][key] for r in results]
+                for key in of["clean"]["disagree"]
+            }
+            share = [
+                statistics.mean(map(max, zip(*r["specialisation"]["clean"]["answers"])))
+                for r in results
+            ]
+            shown = [
+                text(mean_and_deviation(v)) if None not in v else "-"
+                for v in (*columns.values(), share)
+            ]
+            rows.append([method, *shown])
+    return rows
+
+
+def decided(methods: dict[str, list[dict]]) -> Rows:
+    """Of all seeds together, the images that each attack took, and that no other took."""
+    first, *_ = methods.values()
+    attacks = list(first[0]["decided"])
+    rows = [["images taken (by it alone)", *(HEADINGS.get(a, a) for a in attacks)]]
+    for method, results in methods.items():
+        shown = []
+        for attack in attacks:
+            counts = [r["decided"].get(attack, {}) for r in results]
+            took, alone = (sum(c.get(k, 0) for c in counts) for k in ("took", "alone"))
+            shown.append(f"{took} ({alone})" if counts[0] else "-")
+        rows.append([method, *shown])
+    return rows
+
+
+def attacked(results: list[dict]) -> Rows:
+    """Models, or parts of one, each attacked itself: files of experiments.evaluate."""
+    columns, rows = {}, []
+    for result in results:
+        for eps, of_eps in result["eps"].items():
+            row = of_eps["table"][result["row"]]
+            columns |= dict.fromkeys(c for c in row if c != "own")
+            rows.append((f"{result['name']}, {eps}", row))
+    head = ["model, eps", *(HEADINGS.get(c, c) for c in columns)]
+    return [
+        head,
+        *([name, *(text([row[c]]) if c in row else "-" for c in columns)] for name, row in rows),
+    ]
+
+
+def markdown(rows: Rows) -> str:
+    head, *rest = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
+
+
+def grouped_markdown(make: Callable) -> Callable[[list[dict]], str]:
+    """A maker's table of each title; the title above it where there are several."""
+
+    def of(results: list[dict]) -> str:
+        grouped = group(results)
+        parts = [markdown(make(methods)) for methods in grouped.values()]
+        titled = [f"**{title}**\n\n{part}" for title, part in zip(grouped, parts)]
+        return "\n\n".join(titled if len(titled) > 1 else parts)
+
+    return of
+
+
+MAKERS = {
+    "comparison": grouped_markdown(comparison),
+    "routing": grouped_markdown(routing),
+    "decided": grouped_markdown(decided),
+    "attacked": lambda results: markdown(attacked(results)),
+}
+
+
+def written(content: str) -> str:
+    """A text with its tables made anew. Raises ValueError where a mark finds no files."""
+
+    def replace(mark: re.Match) -> str:
+        opening, maker, pattern, end = mark.groups()
+        paths = sorted((HERE / "results").glob(pattern))
+        if not paths:
+            raise ValueError(f"no file results/{pattern}")
+        return f"{opening}\n{MAKERS[maker](list(map(read, paths)))}\n\n{end}"
+
+    return MARK.sub(replace, content)
+
+
+def summaries(methods: dict[str, list[dict]], columns: Iterable[str]) -> dict[str, dict]:
+    """{method: {column: [mean, deviation]}}, for a picture."""
+    known = ["clean", *columns, "worst"]
+    return {m: {c: v for c in known if (v := cells(runs, c))} for m, runs in methods.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = options.Parser(__doc__, prog="-m experiments.tables")
+    parser.parse_args(argv)
+    with parser.errors_in_one_line():
+        for path in TEXTS:
+            files.write(path, written(path.read_text()).encode())
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Statements about AutoPGD that must hold."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import attacks
+from attacks import cross_entropy, cw_loss, pgd
+from experiments import autopgd, evaluate
+from experiments.autopgd import (
+    adaptive_auto_pgd,
+    apgd,
+    apgd_checkpoints,
+    auto_pgd,
+    targeted_dlr_loss,
+)
+from models import Collaboration, ResNet
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    model, x = (
+        Collaboration([ResNet(8, 1, 10, 8) for _ in range(2)]).eval(),
+        torch.rand(40, 1, 8, 8),
+    )
+    y = torch.where(torch.rand(40) < 0.7, model(x).argmax(1), torch.randint(10, (40,)))
+    return model, x, y
+
+
+def by_hand(loss, x, eps, steps):
+    """Their Algorithm 1 for one image, in plain words: every point, and which rule halved."""
+
+    def project(z):
+        return z.clamp(x - eps, x + eps).clamp(0, 1)
+
+    def ascend(z):
+        z = z.clone().requires_grad_()
+        return project(z.detach() + eta * torch.autograd.grad(loss(z), z)[0].sign())
+
+    eta, now, before, best, best_then = 2 * eps, x, x, x, loss(x)
+    points, rises, halved, rules = [x], [], False, []
+    for k in range(1, steps + 1):
+        alpha = 1 if k == 1 else 0.75
+        new = project(now + alpha * (ascend(now) - now) + (1 - alpha) * (now - before))
+        points.append(new)
+        rises.append(loss(new) > loss(now))
+        now, before = new, now
+        if loss(new) > loss(best):
+            best = new
+        if k in apgd_checkpoints(steps):
+            seldom, stuck = sum(rises) < 0.75 * len(rises), not halved and loss(best) == best_then
+            rules += ["seldom"] if seldom else ["stuck"] if stuck else ["neither"]
+            best_then, rises, halved = loss(best), [], seldom or stuck
+            if halved:
+                eta, now = eta / 2, best
+    return points, rules
+
+
+def test_autopgd_visits_the_points_that_its_algorithm_visits():
+    """On a bumpy loss, so that all of it happens: momentum, both rules, restarts from the best."""
+    torch.manual_seed(10)
+    first, second = 30 * torch.randn(16, 8).double(), torch.randn(8, 2).double()
+    ramp = torch.tensor([-2.0, 2.0]).double()
+
+    def model(z):
+        z = z.flatten(1)
+        return (z @ first).sin() @ second + z.mean(1, keepdim=True) * ramp
+
+    x, y, seen = torch.rand(20, 1, 4, 4).double(), torch.zeros(20, dtype=torch.long), []
+
+    def seen_model(z):
+        seen.append(z.detach().clone())
+        return model(z)
+
+    apgd(seen_model, x, y, eps=0.2, steps=50, random_start=False)
+    rules = []
+    for i in range(len(x)):
+        points, applied = by_hand(
+            lambda z: cross_entropy(model(z[None]), y[:1]).sum(), x[i], 0.2, 50
+        )
+        rules += applied
+        torch.testing.assert_close(torch.stack(seen)[:, i], torch.stack(points))
+    assert {"seldom", "stuck", "neither"} == set(rules)
+
+
+def test_autopgd_takes_cross_entropy_and_the_likeliest_wrong_classes(monkeypatch):
+    logits, y = torch.tensor([[3.0, 5.0, 1.0, 2.0, 4.0]]), torch.tensor([1])
+    losses, x = [], torch.zeros(1, 1, 2, 2)
+    record = lambda model, x, y, eps, steps, loss, **_: losses.append(loss) or x  # noqa: E731
+    monkeypatch.setattr(autopgd, "apgd", record)
+    auto_pgd(lambda z: logits.expand(len(z), -1), x, y, eps=0.1, steps=5, targets=3)
+    entropy, *targeted = losses
+    assert entropy is cross_entropy
+    assert [loss.keywords["target"].item() for loss in targeted] == [4, 0, 3]
+    assert {loss.func for loss in targeted} == {targeted_dlr_loss}
+
+
+def test_the_adaptive_attack_by_autopgd_takes_the_answer_and_who_answers(monkeypatch, network):
+    model, x, y = network
+    made = []
+    record = lambda model, x, y, eps, steps, loss, **_: made.append(loss) or x  # noqa: E731
+    monkeypatch.setattr(autopgd, "apgd", record)
+    adaptive_auto_pgd(model, x, y, eps=0.1, steps=5)
+    names = [getattr(loss, "func", loss).__name__ for loss in made]
+    routing = ["soft_routing_loss", "misroute_loss", "misroute_loss"]
+    assert names == ["cross_entropy", "targeted_dlr_loss", *routing]
+
+
+def attacked(network, name, **how):
+    """Which images the model still has correct, after an attack that is checked on the way."""
+    model, x, y = network
+    torch.manual_seed(3)
+    how = {"steps": 3} | how
+    x_adv = evaluate.attacks_at([name], model, eps=0.05, **how)[name](*network)
+    assert (x_adv >= x - 0.05).all() and (x_adv <= x + 0.05).all()
+    assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
+    return model(x_adv).argmax(1) == y
+
+
+@pytest.mark.parametrize("name", ["apgd", "adaptive"])
+def test_autopgd_stays_in_the_ball_repeats_by_seed_and_never_helps(name, network):
+    model, x, y = network
+    correct, still = model(x).argmax(1) == y, attacked(network, name)
+    assert 0 < still.sum() < correct.sum() and not (still & ~correct).any()
+    assert torch.equal(attacked(network, name), still)
+
+
+@pytest.mark.parametrize("name", ["pgd", "cw"])
+def test_restarts_run_the_attack_that_often(name, network, monkeypatch):
+    calls, once = [], attacks.attacks_at(0.05)[name]
+    at = attacks.attacks_at(0.05) | {name: lambda *batch: calls.append(1) or once(*batch)}
+    monkeypatch.setattr(attacks, "attacks_at", lambda *_, **__: dict(at))
+    assert (attacked(network, name, restarts=5) <= attacked(network, name)).all()
+    assert len(calls) == 5 + 1
+
+
+def test_an_autopgd_without_steps_is_refused(network):
+    with pytest.raises(ValueError, match="steps is 0"):
+        apgd(*network, eps=0.1, steps=0)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, cw_loss])
+@pytest.mark.parametrize("steps", [10, 40])
+def test_autopgd_reaches_the_exact_corner_on_a_linear_model(loss, steps):
+    torch.manual_seed(0)
+    slope, x = torch.randn(16), 0.2 + 0.6 * torch.rand(30, 1, 4, 4)
+    border = (x.flatten(1) @ slope).median()
+
+    def model(z):  # so flat that CW's kappa is out of reach
+        rise = 0.01 * (z.flatten(1) @ slope - border)
+        return torch.stack([torch.zeros_like(rise), rise], 1)
+
+    y = model(x).argmax(1)
+    corner = x + 0.1 * (slope.sign() * (1 - 2 * y[:, None])).view_as(x)
+    fooled = model(corner).argmax(1) != y
+    for attack in (partial(apgd, loss=loss), auto_pgd):
+        x_adv = attack(model, x, y, eps=0.1, steps=steps)
+        assert torch.equal(model(x_adv).argmax(1) != y, fooled) and 0 < fooled.sum() < len(y)
+        torch.testing.assert_close(x_adv[~fooled], corner[~fooled])  # others stop when fooled
+
+
+def test_autopgd_halves_its_step_where_it_overshoots():
+    """A narrow peak that steps of 2 eps jump over: only smaller steps come near it."""
+
+    def model(z):
+        rise = 1 - (z - 0.537).abs().flatten(1).mean(1)
+        return torch.stack([torch.zeros_like(rise) + 5, rise], 1)
+
+    x, y = torch.full((20, 1, 4, 4), 0.5), torch.zeros(20, dtype=torch.long)
+    coarse = pgd(model, x, y, eps=0.1, alpha=0.2, steps=50, random_start=True, keep_best=True)
+    fine = apgd(model, x, y, eps=0.1, steps=50)
+    assert (fine - 0.537).abs().mean() < 0.002 < 0.02 < (coarse - 0.537).abs().mean()
+
+
+def test_autopgd_checkpoints_are_those_of_its_paper():
+    assert apgd_checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_targeted_dlr_loss_by_hand():
+    logits = torch.tensor([[5.0, 1.0, 4.0, 2.0]])
+    loss = targeted_dlr_loss(logits, torch.tensor([2]), torch.tensor([3]))
+    assert loss.item() == pytest.approx(-(4 - 2) / (5 - (2 + 1) / 2))

@@ -1,0 +1,108 @@
+"""Statements about what is reported that must hold: no number without its file."""
+
+import math
+
+import numpy as np
+import pytest
+
+import data
+from experiments import subset, tables
+from experiments.fixtures import arrays
+
+
+@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: path.parent.name)
+def test_the_tables_of_the_texts_are_those_of_the_json_files(path):
+    """If this fails: python -m experiments.tables"""
+    assert tables.written(path.read_text()) == path.read_text()
+
+
+def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setitem(tables.MAKERS, "names", lambda found: " ".join(map(str, found)))
+    (tmp_path / "results").mkdir()
+    for name in ("b", "a"):
+        (tmp_path / "results" / f"{name}.json").write_text(f'"{name}"')
+    text = "before\n<!-- names: *.json -->\nold\n<!-- end -->\nafter\n"
+    new = text.replace("old", "\na b\n")
+    assert tables.written(text) == new == tables.written(new)
+    with pytest.raises(ValueError, match="no file results/none.json"):
+        tables.written(text.replace("*.json", "none.json"))
+
+
+def test_student_s_t():
+    for df, t in ((1, 12.706), (2, 4.303), (10, 2.228), (1e5, 1.960)):
+        assert tables.t_quantile(df) == pytest.approx(t, abs=1e-3)
+
+
+def test_a_paired_difference_knows_that_both_saw_the_same_images():
+    """80 against 79 of 100: on the same 79 images there is hardly a doubt, on others there is."""
+    ours, same, other = "1" * 80 + "0" * 20, "1" * 79 + "0" * 21, "0" * 21 + "1" * 79
+    (a, near), (b, far) = (tables.paired_difference([ours], [text]) for text in (same, other))
+    assert a == pytest.approx(1) and b == pytest.approx(1)
+    d = np.array([int(x) - int(y) for x, y in zip(ours, other)])
+    assert near < 2.1 < 10 < far == pytest.approx(198.4 * d.std(ddof=1) / 10, rel=1e-3)
+    assert tables.paired_difference([ours], [ours]) == (0, 0)
+
+
+def test_a_paired_difference_counts_the_seeds_too():
+    """+10 and -10 points of two seeds on 1,000 images: nobody knows which is better."""
+    half, more, fewer = ("1" * n + "0" * (1000 - n) for n in (500, 600, 400))
+    difference, spread = tables.paired_difference([more, fewer], [half, half])
+    assert difference == 0 and spread > 100
+    _, agreed = tables.paired_difference([more, more], [half, half])
+    assert agreed < 3
+
+
+def result(method, seed, correct, adaptive=True):
+    """What experiments.compare writes, as far as a table reads it."""
+    cells = {column: 100 * images.count("1") / len(images) for column, images in correct.items()}
+    share = {"disagree": {"images": 4, "answering": 50.0, "best fixed": 25.0, "any": 75.0}}
+    return {
+        "method": method,
+        "units": 1000,
+        "row": "model",
+        "settings": {"data_name": "d", "n": 1, "depth": 2, "eps": 0.1, "seed": seed},
+        "evaluation": {"attack": ["pgd", "adaptive"]},
+        "table": {"model": cells, "expert 1": {"clean": 10.0}, "any": {"clean": 90.0}},
+        "decided": {"pgd": {"took": 2, "alone": 1}},
+        "correct": correct,
+        "specialisation": {"clean": share | {"answers": [[100.0, 50.0]]}} if adaptive else {},
+    }
+
+
+def test_a_comparison_shows_means_deviations_and_paired_differences():
+    all_, half = "1" * 8, "11110000"
+    runs = [
+        result("soe", seed, {"clean": all_, "pgd": pgd, "adaptive": half, "worst": half})
+        for seed, pgd in enumerate((all_, half))
+    ]
+    rival = {"clean": half, "pgd": half, "worst": half}
+    runs += [result("plain", seed, rival, adaptive=False) for seed in (0, 1)]
+    ((title, methods),) = tables.group(reversed(runs)).items()
+    assert title == "d, 1 x ResNet2, eps 0.1"
+    head, soe, plain = tables.comparison(methods)
+    deviation = f"75.0 ± {50 / math.sqrt(2):.1f}"
+    assert dict(zip(head, soe))["PGD-20"] == deviation and soe[-3:] == [
+        "-",
+        "10.0 ± 0.0",
+        "90.0 ± 0.0",
+    ]
+    assert dict(zip(head, plain))["adaptive"] == "-"
+    assert dict(zip(head, plain))["worst less soe's"] == "+0.0 ± 0.0"
+    _, of_soe = tables.routing(methods)  # nobody answers alone in the other
+    assert of_soe == ["soe", "4.0 ± 0.0", "50.0 ± 0.0", "25.0 ± 0.0", "75.0 ± 0.0", "75.0 ± 0.0"]
+    assert tables.decided(methods)[1] == ["soe", "4 (2)"]
+
+
+def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path, refused):
+    mine, out = tmp_path / "mine.npz", tmp_path / "part.npz"
+    content = arrays(x_train=np.arange(40 * 64, dtype=np.uint16).reshape(40, 8, 8).astype(np.uint8))
+    content["x_train"][:, 0, 0] = np.arange(40)  # their numbers
+    np.savez(mine, **content)
+    subset.main(["--data", str(mine), "--train", "30", "--validation", "10", "--out", str(out)])
+    part, order = data.load(str(out)), np.random.default_rng(0).permutation(40)
+    assert part.x_train[:, 0, 0, 0].tolist() == order[:30].tolist()
+    assert part.x_test[:, 0, 0, 0].tolist() == order[30:].tolist()
+    assert part.y_test.tolist() == (order[30:] % 4).tolist()
+    assert "too few" in refused(subset, "--data", mine, "--train", 41, "--out", tmp_path / "n.npz")
+    assert "new file" in refused(subset, "--data", mine, "--train", 4, "--out", out)
