@@ -257,6 +257,7 @@ def run(args: Namespace) -> None:
     path = files.first_free(folder, "attacks", ".json", ".png")
     content = {
         "command": vars(args),
+        "row": model.row,
         "model": settings,
         "versions": options.versions(),
         "device": options.device_name(device),

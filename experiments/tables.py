@@ -13,6 +13,8 @@ is taken image by image and seed by seed; its interval holds the true one in 95 
 images and seeds are drawn anew, and no word such as "beats" is used where it holds 0.
 """
 
+import contextlib
+import io
 import json
 import re
 import statistics
@@ -22,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from support import files, options
+from support.tables import print_report
 
 HERE = Path(__file__).parent
 TEXTS = (HERE.parent / "README.md", HERE / "README.md")
@@ -159,17 +162,29 @@ def decided(methods: dict[str, list[dict]]) -> Rows:
 
 def attacked(results: list[dict]) -> Rows:
     """Models, or parts of one, each attacked itself: files of experiments.evaluate."""
-    columns, rows = {}, []
+    columns, found = {}, []
     for result in results:
+        what = result["command"]["part"] or result["row"]
+        what = f"expert {what}" if what.isdecimal() else what
         for eps, of_eps in result["eps"].items():
-            row = of_eps["table"][result["row"]]
-            columns |= dict.fromkeys(c for c in row if c != "own")
-            rows.append((f"{result['name']}, {eps}", row))
-    head = ["model, eps", *(HEADINGS.get(c, c) for c in columns)]
-    return [
-        head,
-        *([name, *(text([row[c]]) if c in row else "-" for c in columns)] for name, row in rows),
-    ]
+            cells = of_eps["table"][result["row"]]
+            deviation = of_eps["deviation"].get(result["row"], {})
+            columns |= dict.fromkeys(column for column in cells if column != "own")
+            found.append((f"ResNet{result['model']['depth']}", eps, what, cells, deviation))
+    rows = [["trained as", "eps", "attacked itself", *(HEADINGS.get(c, c) for c in columns)]]
+    for *names, cells, deviation in found:
+        values = [[cells[c], deviation[c]] if c in deviation else [cells.get(c)] for c in columns]
+        rows.append([*names, *("-" if None in pair else text(pair) for pair in values)])
+    return rows
+
+
+def run_table(results: list[dict]) -> str:
+    """What a run prints at its end: the metrics.json of one."""
+    (result,) = results
+    printed, s = io.StringIO(), result["settings"]
+    with contextlib.redirect_stdout(printed):
+        print_report(result, "collaboration", result["images"], s["eps"])
+    return f"```\n{printed.getvalue().strip()}\n```"
 
 
 def markdown(rows: Rows) -> str:
@@ -194,6 +209,7 @@ MAKERS = {
     "routing": grouped_markdown(routing),
     "decided": grouped_markdown(decided),
     "attacked": lambda results: markdown(attacked(results)),
+    "run": run_table,
 }
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import platform
+import sys
 from contextlib import contextmanager
 
 import torch
@@ -42,6 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_given(self, argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
         """The settings, and the names of those that were given."""
+        self.words = sys.argv[1:] if argv is None else argv  # for the record
         absent = object()
         names = vars(self.parse_args([]))
         given = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent))))

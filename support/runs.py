@@ -243,10 +243,12 @@ class Run:
         result = report(self.model, x, y, settings.eps)
         tables.print_report(result, self.model.row, len(x), settings.eps)
         metrics = {
+            "command": " ".join(["python", self.parser.prog, *self.parser.words]),
             "settings": vars(settings),
             "versions": options.versions(),
             "device": options.device_name(self.device),
             "precision": settings.precision,
+            "images": len(x),
             "epochs": self.history,
         }
         files.write(self.out / "curves.png", pictures.curves(self.history))
