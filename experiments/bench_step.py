@@ -16,6 +16,7 @@ where there are two, in the same run, beside the ratio of the hours in the paper
 """
 
 import argparse
+import json
 import math
 import platform
 import statistics
@@ -23,6 +24,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 import models
 from baselines import adp, dverge, gal, more, plain
 from experiments.compare import units_of_a_batch
-from support import options, speed
+from support import files, options, speed
 from train_collab import stage2_loss
 from train_submodel import TrainingLoss, soe_parser, stage1_loss
 
@@ -233,6 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_device(parser)
     add("--precision", choices=("bfloat16", "float32"), help="of our steps")
     add("--compile", action=argparse.BooleanOptionalAction, help="ours (default: on a GPU)")
+    add("--out", metavar="FILE", help="also write the figures to this .json file")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         run(args)
@@ -241,6 +244,8 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: Namespace) -> None:
     """What `main` does, once the arguments are parsed. Raises ValueError."""
     device = options.pick_device(args.device)
+    if args.out:
+        files.check_new(Path(args.out), ".json", "--out")
     precision = args.precision or options.best_precision(device)
     compile_ = device.type == "cuda" if args.compile is None else args.compile
     how = {"precision": precision, "compile": compile_}
@@ -261,10 +266,12 @@ def run(args: Namespace) -> None:
 
     for stage, loss in STAGES.items():
         add(our_step(loss, build(s, device), s), "soe", stage)
-    print(f"peak memory, ours: {peak_gib(device):.2f} GiB")
+    peak = {"ours": peak_gib(device)}
+    print(f"peak memory, ours: {peak['ours']:.2f} GiB")
     for stage in STAGES:
         add(plain_step(models.build(vars(s)).to(device), stage, s), "plain way", stage)
-    print(f"peak memory, both ways: {peak_gib(device):.2f} GiB")
+    peak["both ways"] = peak_gib(device)
+    print(f"peak memory, both ways: {peak['both ways']:.2f} GiB")
     for name, (module, model, losses, _) in RIVALS.items():
         theirs = settings_of(module.parser(), model, compile=compile_)
         theirs.precision = theirs.precision or precision  # GAL has float32
@@ -292,6 +299,21 @@ def run(args: Namespace) -> None:
     for stage in STAGES:
         plainly, ours = medians["plain way", stage], medians["soe", stage]
         print(f"stage{stage} plain {plainly:.2f} ours {ours:.2f} ratio {plainly / ours:.2f}")
+    if args.out:
+        seconds_of = {method: {} for method, _ in medians}
+        for (method, stage), median in medians.items():
+            seconds_of[method][stage] = median
+        content = {
+            "command": vars(args),
+            "device": options.device_name(device),
+            "threads": torch.get_num_threads(),
+            "versions": options.versions(),
+            "settings": vars(s),
+            "peak GiB": peak,
+            "seconds": seconds_of,
+            "table 1": in_papers,
+        }
+        files.write(Path(args.out), json.dumps(content).encode())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Our attacks beside Foolbox's and ART's, on the same model and images.
+"""Our attacks beside other people's, on the same model and images.
 
     python -m pip install foolbox adversarial-robustness-toolbox
-    python -m experiments.other_tools RUN --eps 0.1
+    python -m pip install --no-deps torchattacks    # AutoAttack; it asks for old versions of others
+    python -m experiments.other_tools RUN --eps 0.1 --out tools.json
 
-Prints the accuracy that each leaves, and the time. With --speed it times Square instead: 200 random
+Prints the accuracy that each leaves, how many images it takes of those that our worst of
+experiments/evaluate.py leaves, and the time. With --speed it times Square instead: 200 random
 images of 3 x 32 x 32, 500 queries, three untrained ResNet20s whose own answers are the labels.
 """
 
+import json
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +22,9 @@ import data
 import infer
 from attacks import pgd, square
 from experiments.autopgd import apgd
+from experiments.evaluate import DECIDE, attacks_at, report
 from models import Collaboration, ResNet, ask_experts
-from support import options
+from support import files, options
 from support.tables import percent
 
 
@@ -59,9 +64,19 @@ def art_attack(classifier, name: str, x: Tensor, y: Tensor, eps: float, **how) -
     return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x.device)
 
 
-def compare(model: nn.Module, x: Tensor, y: Tensor, rows: dict, num_classes: int) -> None:
-    """Prints accuracy under each of rows' attacks, {name: fn(classifier) -> x_adv}, and seconds."""
-    classifier = art_classifier(model, x, num_classes)
+def auto_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float, num_classes: int) -> Tensor:
+    """torchattacks' AutoAttack, the standard four: AutoPGD twice, FAB and Square."""
+    import torchattacks
+
+    return torchattacks.AutoAttack(model, eps=eps, n_classes=num_classes, seed=0)(x, y)
+
+
+def compare(
+    model: nn.Module, x: Tensor, y: Tensor, rows: dict, num_classes: int, left: Tensor
+) -> dict[str, dict[str, float]]:
+    """Prints and returns for each of rows' attacks, {name: fn(classifier) -> x_adv}, the accuracy
+    that it leaves, how many of the images `left` [N] it takes, and seconds."""
+    classifier, found = art_classifier(model, x, num_classes), {}
     for name, attack in rows.items():
         torch.manual_seed(0)
         np.random.seed(0)
@@ -69,12 +84,14 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, rows: dict, num_classes: int
         x_adv = attack(classifier)
         seconds = time.perf_counter() - start
         correct = model.combine(*ask_experts(model, x_adv)).argmax(-1) == y
-        farthest = (x_adv - x).abs().max().item()
+        taken, farthest = int((left & ~correct).sum()), (x_adv - x).abs().max().item()
+        found[name] = {"correct": percent(correct), "of ours": taken, "seconds": seconds}
         print(
-            f"{name:34} {percent(correct):6.1f} % correct  {seconds:7.1f} s  "
-            f"{len(x) / seconds:7.2f} images/s  farthest {farthest:.4f}",
+            f"{name:34} {percent(correct):6.1f} % correct  takes {taken} of our {int(left.sum())}  "
+            f"{seconds:7.1f} s  {len(x) / seconds:7.2f} images/s  farthest {farthest:.4f}",
             flush=True,
         )
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--eps", type=options.radius, default=0.1, help="attack radius")
     add("--queries", type=options.count, default=500, help="of Square")
     add("--speed", action="store_true", help="time Square at 32 x 32")
+    add("--out", metavar="FILE", help="also write the figures to this .json file")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         run(args)
@@ -94,10 +112,13 @@ def run(args: Namespace) -> None:
     try:
         import art  # noqa: F401
         import foolbox  # noqa: F401
+        import torchattacks  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"{error}: pip install foolbox adversarial-robustness-toolbox") from None
+        raise ValueError(f"{error}: --help says what to install") from None
     if args.speed == (args.checkpoint is not None):
         raise ValueError("give a RUN, or --speed")
+    if args.out:
+        files.check_new(Path(args.out), ".json", "--out")
     eps, alpha, queries = args.eps, args.eps / 5, args.queries
     squares = {  # ART rescales the schedule of square sizes
         "Square, ours": lambda _: square(model, x, y, eps, queries, rescale=True, batch_size=200),
@@ -111,10 +132,13 @@ def run(args: Namespace) -> None:
         model = Collaboration([ResNet(20) for _ in range(3)]).eval()
         x = torch.rand(200, 3, 32, 32)
         y = model(x).argmax(1)
-        compare(model, x, y, squares, 10)
+        compare(model, x, y, squares, 10, left=torch.ones_like(y, dtype=torch.bool))
         return
     model = infer.load(args.checkpoint)
     x, y = data.load("digits").test_images("cpu")
+    ours = report(model, x, y, attacks_at(DECIDE, model, eps))["correct"]["worst"]
+    left = torch.tensor([letter == "1" for letter in ours])
+    print(f"our worst leaves {percent(left):.1f} %")
     how = {"max_iter": 100, "batch_size": 250}
     rows = {
         "PGD-20, ours": lambda _: pgd(
@@ -126,7 +150,18 @@ def run(args: Namespace) -> None:
             classifier, "AutoProjectedGradientDescent", x, y, eps, **how
         ),
     }
-    compare(model, x, y, rows | squares, 10)
+    rows["AutoAttack, torchattacks"] = lambda _: auto_attack(model, x, y, eps, 10)
+    found = compare(model, x, y, rows | squares, 10, left)
+    if args.out:
+        content = {
+            "command": vars(args),
+            "model": files.load_checkpoint(args.checkpoint)["settings"],
+            "versions": options.versions(),
+            "device": options.device_name(x.device),
+            "our worst": {"left": int(left.sum()), "images": len(left)},
+            "rows": found,
+        }
+        files.write(Path(args.out), json.dumps(content).encode())
 
 
 if __name__ == "__main__":

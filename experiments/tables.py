@@ -178,6 +178,32 @@ def attacked(results: list[dict]) -> Rows:
     return rows
 
 
+def steps(results: list[dict]) -> Rows:
+    """Seconds of a training step: a file of experiments.bench_step."""
+    (result,) = results
+    soe = statistics.mean(result["seconds"]["soe"].values())
+    rows = [["", "stage 1, s", "stage 2, s", "mean, to SoE's", "hours of Table 1, to SoE's"]]
+    for method, of_stage in result["seconds"].items():
+        shown = [f"{of_stage[stage]:.2f}" if stage in of_stage else "-" for stage in ("1", "2")]
+        ratio = statistics.mean(of_stage.values()) / soe
+        paper = result["table 1"].get(method)
+        rows.append([method, *shown, f"{ratio:.2f}", f"{paper:.2f}" if paper else "-"])
+    return rows
+
+
+def tools(results: list[dict]) -> Rows:
+    """Other people's attacks beside ours: files of experiments.other_tools."""
+    heads = [f"ResNet{result['model']['depth']}" for result in results]
+    rows = [["% left (taken of what our worst leaves)", *heads]]
+    left = [result["our worst"] for result in results]
+    shown = [f"{100 * of['left'] / of['images']:.1f} ({of['left']} images)" for of in left]
+    rows.append(["our worst of PGD, AutoPGD, Square, adaptive", *shown])
+    for name in results[0]["rows"]:
+        of_tool = [result["rows"][name] for result in results]
+        rows.append([name, *(f"{of['correct']:.1f} ({of['of ours']})" for of in of_tool)])
+    return rows
+
+
 def run_table(results: list[dict]) -> str:
     """What a run prints at its end: the metrics.json of one."""
     (result,) = results
@@ -209,6 +235,8 @@ MAKERS = {
     "routing": grouped_markdown(routing),
     "decided": grouped_markdown(decided),
     "attacked": lambda results: markdown(attacked(results)),
+    "steps": lambda results: markdown(steps(results)),
+    "tools": lambda results: markdown(tools(results)),
     "run": run_table,
 }
 
