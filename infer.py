@@ -28,8 +28,7 @@ BATCH_SIZE = 250
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The trained model in a checkpoint file, or in a run's folder, in eval mode.
 
-    Runs no code from the file. Raises FileNotFoundError where there is none, ValueError for a file
-    that is no checkpoint, or that does not fit models.py.
+    Runs no code from it. Raises FileNotFoundError; ValueError where it does not fit models.py.
     """
     checkpoint = files.load_checkpoint(path)
     try:

@@ -213,6 +213,21 @@ def run_table(results: list[dict]) -> str:
     return f"```\n{printed.getvalue().strip()}\n```"
 
 
+def earlier(results: list[dict]) -> Rows:
+    """`worst` as it was measured before the attacks were corrected, beside what it is now."""
+    (old,) = results
+    now = group(map(read, (HERE / "results" / "compare").glob("*.json")))
+    rows = [["", "worst of PGD, Square and the earlier adaptive attack", "worst now"]]
+    for title in sorted(old["tables"].keys() & now.keys()):
+        for method, cells_then in old["tables"][title].items():
+            name = method.replace(", SGD", " --optimizer sgd")
+            if name in now[title]:
+                rows.append(
+                    [name, text(cells_then["worst"]), text(cells(now[title][name], "worst"))]
+                )
+    return rows
+
+
 def markdown(rows: Rows) -> str:
     head, *rest = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
@@ -235,6 +250,7 @@ MAKERS = {
     "routing": grouped_markdown(routing),
     "decided": grouped_markdown(decided),
     "attacked": lambda results: markdown(attacked(results)),
+    "earlier": lambda results: markdown(earlier(results)),
     "steps": lambda results: markdown(steps(results)),
     "tools": lambda results: markdown(tools(results)),
     "run": run_table,
