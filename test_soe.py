@@ -460,43 +460,6 @@ def test_square_queries_only_images_that_are_still_correct_in_full_batches():
     assert sizes == [min(10, n - start) for n in asked for start in range(0, n, 10)]
 
 
-@pytest.mark.parametrize(
-    "rescale, sides", [(False, {0: 14, 9: 14, 15: 10}), (True, {0: 5, 4: 2, 15: 1})]
-)
-def test_square_begins_with_stripes_and_shrinks_its_squares(rescale, sides):
-    """On a model that no query changes; p of 16 x 16 pixels: 0.8, from query 11 on 0.4, and so on,
-    which `rescale` compresses into the 20 queries that there are."""
-    seen = []
-
-    def model(z):
-        seen.append(z.clone())
-        return torch.tensor([[1.0, 0.0]]).expand(len(z), -1)
-
-    x, y = torch.full((200, 3, 16, 16), 0.5), torch.zeros(200, dtype=torch.long)
-    torch.manual_seed(0)
-    square(model, x, y, eps=0.1, n_queries=20, rescale=rescale)
-    _, stripes, *queries = seen
-    torch.testing.assert_close((stripes - 0.5).abs(), torch.full_like(x, 0.1))
-    assert (stripes == stripes[:, :, :1]).all()  # each column of one colour
-    assert (stripes[:, :, 0] > 0.5).float().mean() == pytest.approx(0.5, abs=0.05)
-    for query, side in sides.items():
-        changed = (queries[query] != stripes).any(1)  # [N, H, W]
-        assert changed.any(2).sum(1).max() == changed.any(1).sum(1).max() == side
-
-
-def test_square_raises_the_loss_that_it_is_given():
-    def model(z):  # the two losses disagree about which image is better
-        b = z.flatten(1).mean(1)
-        return torch.stack([0 * b + 3, b, -b], 1)
-
-    x, y = torch.full((20, 1, 4, 4), 0.5), torch.zeros(20, dtype=torch.long)
-    ends = {}
-    for name, loss in {"margin": attacks.margin_loss, "darker": lambda z, _: -z[:, 1]}.items():
-        torch.manual_seed(0)
-        ends[name] = square(model, x, y, 0.1, 200, loss=loss).mean()
-    assert ends["margin"] > 0.58 and ends["darker"] < 0.42
-
-
 class Routed(Fake):
     """Logits that never change, and a confidence that rises with the brightness times `slope`."""
 
@@ -521,38 +484,6 @@ def test_the_adaptive_attack_sees_what_the_argmax_hides():
     blind = step_by_step(0.1)(model, x, y)
     assert (model(x).argmax(1) == y).all() and (model(blind).argmax(1) == y).all()
     assert (model(adaptive(model, x, y, step_by_step(0.1))).argmax(1) != y).all()
-
-
-def test_the_adaptive_attack_takes_what_any_one_of_its_attempts_takes():
-    """On the answer, by soft routing, by a misroute to expert 1, 2 and 3: 5 attempts."""
-    model = three_experts().eval()
-    model.combine = lambda logits, score: torch.stack([score[0], 1 - score[0]], 1)
-    x, y = torch.zeros(5, 1, 1, 1), torch.ones(5, dtype=torch.long)
-    model.all_experts = lambda x: (torch.zeros(3, len(x), 2), x.view(1, -1).expand(3, -1))
-    attempts = []
-
-    def search(_, x, y, **how):  # the k-th attempt turns image k alone into a bright one
-        attempts.append(how.get("loss"))
-        x_adv = x.clone()
-        x_adv[len(attempts) - 1] = 1.0
-        return x_adv
-
-    assert (model(adaptive(model, x, y, search)).argmax(1) != y).all() and len(attempts) == 5
-    plain, soft, *misroutes = attempts
-    assert plain is None and soft.func is attacks.soft_routing_loss
-    assert [loss.keywords["j"] for loss in misroutes] == [0, 1, 2]
-    assert {loss.func for loss in misroutes} == {attacks.misroute_loss}
-
-
-def test_the_routing_attacks_fit_the_scores_at_hand():
-    """T is the mean gap between the two best scores: a softmax at 0.1 would be an argmax again."""
-    model, losses = three_experts().eval(), []
-    search = lambda model, x, y, loss, decide: losses.append(loss) or x  # noqa: E731
-    list(attacks.misled(model, torch.rand(3, 1, 8, 8), torch.tensor([0, 0, 1]), search))
-    gap = (0.1 + 1.0 + 9.0) / 3  # of (0.1, 0.3, 0.2), (-2, -1, -3), (0, -9, 9)
-    margin = (3 + 3 + 3 + 1 + 1 + 1 + 5 + 5 + 5) / 9
-    assert losses[0].keywords["T"] == pytest.approx(gap)
-    assert losses[1].keywords["scale"] == pytest.approx(margin / gap)
 
 
 def test_algorithm_1_is_wrong_exactly_where_a_misroute_is_above_0():
