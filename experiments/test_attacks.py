@@ -209,6 +209,8 @@ def test_square_begins_with_stripes_and_shrinks_its_squares(rescale, sides):
     for query, side in sides.items():
         changed = (queries[query] != stripes).any(1)  # [N, H, W]
         assert changed.any(2).sum(1).max() == changed.any(1).sum(1).max() == side
+        for edge in (changed[:, 0], changed[:, -1], changed[:, :, 0], changed[:, :, -1]):
+            assert edge.any()  # positions 0 .. H - s inclusive
 
 
 def test_square_raises_the_loss_that_it_is_given():
