@@ -209,6 +209,9 @@ def test_square_begins_with_stripes_and_shrinks_its_squares(rescale, sides):
     for query, side in sides.items():
         changed = (queries[query] != stripes).any(1)  # [N, H, W]
         assert changed.any(2).sum(1).max() == changed.any(1).sum(1).max() == side
+        assert changed.flatten(1).any(1).all()  # signs that change nothing are turned round
+        begins = changed.any(2).int().diff(dim=1, prepend=torch.zeros(200, 1, dtype=torch.int))
+        assert (begins.clamp(min=0).sum(1) == 1).all()  # its rows are neighbours
         for edge in (changed[:, 0], changed[:, -1], changed[:, :, 0], changed[:, :, -1]):
             assert edge.any()  # positions 0 .. H - s inclusive
 
