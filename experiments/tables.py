@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support import files, options
+from support import files, options, pictures
 from support.tables import print_report
 
 HERE = Path(__file__).parent
@@ -276,6 +276,23 @@ def summaries(methods: dict[str, list[dict]], columns: Iterable[str]) -> dict[st
     return {m: {c: v for c in known if (v := cells(runs, c))} for m, runs in methods.items()}
 
 
+def drawn() -> dict[str, bytes]:
+    """{name: PNG} of the pictures in figures/ that show results."""
+    results = HERE / "results"
+    compared = group(map(read, (results / "compare").glob("*.json")))
+    attacks = next(iter(next(iter(compared.values())).values()))[0]["evaluation"]["attack"]
+    shown = {title: summaries(methods, attacks) for title, methods in compared.items()}
+    of_model = read(results / "attacks_by_eps.json")
+    by_eps = {float(eps): r["table"][of_model["row"]] for eps, r in of_model["eps"].items()}
+    scaling = read(results / "scaling_cpu.json")["tables"]
+    scaling = {axis: {int(v): of for v, of in table.items()} for axis, table in scaling.items()}
+    return {
+        "compare.png": pictures.methods(shown, ("clean", *attacks, "worst")),
+        "attacks_by_eps.png": pictures.accuracy_by_eps(by_eps, of_model["row"]),
+        "scaling.png": pictures.scaling(scaling),
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.tables")
     parser.parse_args(argv)
@@ -283,6 +300,9 @@ def main(argv: list[str] | None = None) -> None:
         for path in TEXTS:
             files.write(path, written(path.read_text()).encode())
             print(f"wrote {path}")
+        for name, picture in drawn().items():
+            files.write(HERE / "figures" / name, picture)
+            print(f"wrote figures/{name}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Statements about what is reported that must hold: no number without its file."""
 
+import io
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import data
 from experiments import subset, tables
@@ -27,6 +29,12 @@ def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(tmp_
     assert tables.written(text) == new == tables.written(new)
     with pytest.raises(ValueError, match="no file results/none.json"):
         tables.written(text.replace("*.json", "none.json"))
+
+
+def test_the_pictures_are_drawn_from_the_same_files():
+    for name, picture in tables.drawn().items():
+        assert Image.open(io.BytesIO(picture)).width > 400
+        assert (tables.HERE / "figures" / name).is_file()
 
 
 def test_student_s_t():

@@ -85,7 +85,8 @@ def methods(
         axis.set_xlim(10 * math.floor(lowest / 10) - 1, 101)
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
     return as_png(figure)
 
 
