@@ -564,8 +564,8 @@ def test_the_default_run_is_accurate_and_robust(default_run):
 
 
 def test_e_heads_choose_better_than_the_best_fixed_expert(default_run):
-    """On all 1,797 digits, clean. On the 360 unseen ones alone, or under attack, an expert that has
-    learned nearly every class can do better: experiments/README.md counts how often."""
+    """On all 1,797 digits, clean, of which 1,437 are training images. On the unseen ones alone, or
+    under attack, an expert that has learned nearly every class can do better."""
     model, digits = infer.load(default_run[0]), data.load("digits")
     x = torch.cat([digits.x_train, digits.x_test]).float() / 255
     y = torch.cat([digits.y_train, digits.y_test])

@@ -16,7 +16,7 @@ It prints a table for each eps and writes them, with every setting, to RUN/attac
 import json
 import os
 import statistics
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -205,8 +205,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--steps", type=count, default=100, help="steps of AutoPGD, also in the adaptive attack")
     add("--restarts", type=count, default=1, help="restarts of pgd and cw")
     add("--queries", type=count, default=1000, help="queries of square")
-    what = "square: the authors' schedule, made for 5,000 queries, instead of one for --queries"
-    add("--no-rescale", dest="rescale", action="store_false", help=what)
+    what = "square: shrink within --queries, not by the authors' schedule, made for 5,000"
+    add("--rescale", action=BooleanOptionalAction, default=True, help=what)
     add("--seed", type=options.seed, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")

@@ -105,7 +105,7 @@ def test_infer_makes_the_table_of_the_run_or_the_one_that_is_asked_for(whole, ca
 
 # By default these are not there, or are off
 ABSENT = "--help --resume --submodels --save --part --transfer".split()
-ABSENT += "--random-start --rescale --trap --together".split()
+ABSENT += "--random-start --trap --together --jointly".split()
 SCRIPTS = ["train_collab", "train_submodel", "infer", "xor_demo", "experiments.evaluate"]
 SCRIPTS += [f"baselines.{name}" for name in ("plain", "adp", "gal", "dverge", "more")]
 
