@@ -89,13 +89,10 @@ def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
         words = method.split()
         for seed in range(args.seed, args.seed + args.seeds):
             of = {"depth": depth, "n": args.n, "eps": eps, "epochs": epochs, "seed": seed}
-            name = [
-                data_name,
-                method.replace(" --", "-").replace(" ", ""),
-                *map("{}{}".format, of, of.values()),
-            ]
+            name = f"{data_name}-{method.replace(' --', '-').replace(' ', '')}"
+            name += "".join(f"-{k}{v}" for k, v in of.items())
             flags = [*METHODS[words[0]][1], *words[1:], *(f"--{k}={v}" for k, v in of.items())]
-            runs["-".join(name)] = method, flags
+            runs[name] = method, flags
     return runs
 
 
@@ -222,6 +219,9 @@ def run(args: Namespace) -> int:
     for title, methods in grouped.items():
         print(f"\n{title}; accuracy (%), each model attacked itself\n")
         print(tables.markdown(tables.comparison(methods)))
+        for method, found in methods.items():
+            for doubt in {doubt for result in found for doubt in result["doubts"]}:
+                print(f"\nDoubtful, {method}: {doubt}.")
     if grouped:
         picture = files.first_free(out, "compare", ".png")
         shown = {
