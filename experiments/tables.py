@@ -193,7 +193,8 @@ def steps(results: list[dict]) -> Rows:
 
 def tools(results: list[dict]) -> Rows:
     """Other people's attacks beside ours: files of experiments.other_tools."""
-    heads = [f"ResNet{result['model']['depth']}" for result in results]
+    models = [result["model"] for result in results]
+    heads = [f"{m['method']}{'-together' * m.get('together', 0)}" for m in models]
     rows = [["% left (taken of what our worst leaves)", *heads]]
     left = [result["our worst"] for result in results]
     shown = [f"{100 * of['left'] / of['images']:.1f} ({of['left']} images)" for of in left]
