@@ -97,15 +97,23 @@ def test_autopgd_takes_cross_entropy_and_the_likeliest_wrong_classes(monkeypatch
     assert {loss.func for loss in targeted} == {targeted_dlr_loss}
 
 
-def test_the_adaptive_attack_by_autopgd_takes_the_answer_and_who_answers(monkeypatch, network):
-    model, x, y = network
-    made = []
-    record = lambda model, x, y, eps, steps, loss, **_: made.append(loss) or x  # noqa: E731
+def test_the_adaptive_attack_by_autopgd_takes_the_answer_and_who_answers(monkeypatch):
+    model = Collaboration([ResNet(2, 1, 4, 8)] * 3).eval()
+    model.all_experts = lambda x: (torch.zeros(3, len(x), 4), x.view(1, -1).expand(3, -1))
+    model.combine = lambda logits, score: torch.stack([score[0], 1 - score[0], *[-score[0]] * 2], 1)
+    x, y, made = torch.zeros(6, 1, 1, 1), torch.ones(6, dtype=torch.long), []
+
+    def record(model, x, y, eps, steps, loss, **_):  # the k-th attempt turns image k bright
+        made.append(getattr(loss, "func", loss).__name__)
+        x_adv = x.clone()
+        x_adv[len(made) - 1] = 1.0
+        return x_adv
+
     monkeypatch.setattr(autopgd, "apgd", record)
-    adaptive_auto_pgd(model, x, y, eps=0.1, steps=5)
-    names = [getattr(loss, "func", loss).__name__ for loss in made]
-    routing = ["soft_routing_loss", "misroute_loss", "misroute_loss"]
-    assert names == ["cross_entropy", "targeted_dlr_loss", *routing]
+    x_adv = adaptive_auto_pgd(model, x, y, eps=0.1, steps=5)
+    assert (model(x_adv).argmax(1) != y).all()  # no attempt is lost
+    routing = ["soft_routing_loss", *["misroute_loss"] * 3]
+    assert made == ["cross_entropy", "targeted_dlr_loss", *routing]
 
 
 def attacked(network, name, **how):
