@@ -137,8 +137,9 @@ def pgd(
         x_adv = x_adv.detach()
         if keep_best:
             worst.update(x_adv, decide(output).detach(), values.detach())
-        size = grad.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
-        velocity = momentum * velocity + grad / size
+        if momentum:  # on gradients of size 1, in the mean over pixels
+            grad = grad / grad.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
+        velocity = momentum * velocity + grad
         x_adv = project(x_adv + alpha * velocity.sign())
     if keep_best:
         consider(x_adv)
@@ -209,8 +210,7 @@ def square(
             change = torch.where(same, -change, change)
             new = torch.where(inside, (clean + change).clamp(0, 1), old)
         value, wrong = ask(new, y[active])
-        better = value > highest[active] if query else torch.ones_like(wrong)
-        better |= wrong
+        better = wrong | (value > highest[active] if query else torch.ones_like(wrong))
         x_adv[active] = torch.where(better[:, None, None, None], new, old)
         highest[active] = torch.where(better, value, highest[active])
         fooled[active] = wrong

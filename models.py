@@ -155,8 +155,8 @@ class Collaboration(nn.Module):
 
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
         """Algorithm 1, line 4, the answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
-        answering = score.argmax(0)  # [B]
-        return logits[answering, torch.arange(len(answering), device=answering.device)]
+        answering = score.argmax(0)[None, :, None]  # [1, B, 1]
+        return logits.take_along_dim(answering, 0).squeeze(0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.combine(*self.all_experts(x))

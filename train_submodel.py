@@ -81,11 +81,12 @@ def stage1_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
 # ------------------------------------------------------------------------ the loop of every method
 
 
-def train(run: runs.Run, stage: int, loss: TrainingLoss, compilable: bool = True) -> None:
+def train(run: runs.Run, stage: int, loss: TrainingLoss, **how) -> None:
     """Trains run.model by `loss` for the epochs that are left of this stage.
 
-    `compilable` is False for a loss that torch.compile cannot take. Raises FloatingPointError when
-    the loss is no longer finite, OSError when the checkpoint cannot be written.
+    `how` tells `speed.accelerate` of a loss that torch.compile cannot take, or that has a state.
+    Raises FloatingPointError when the loss is no longer finite, OSError when the checkpoint cannot
+    be written.
     """
     model, settings = run.model, run.settings
     optimizer, scheduler = optimizer_and_schedule(model, settings, stage)
@@ -96,7 +97,7 @@ def train(run: runs.Run, stage: int, loss: TrainingLoss, compilable: bool = True
         batch_loss.backward()
         return batch_loss.detach()
 
-    step = speed.accelerate(forward_and_backward, model, settings, compilable)
+    step = speed.accelerate(forward_and_backward, model, settings, **how)
     for _ in run.epochs(stage, optimizer, scheduler):  # resumes; after each it saves and prints
         for x, y in run.batches():
             optimizer.zero_grad()

@@ -34,7 +34,8 @@ def log_determinant(logits: Tensor, y: Tensor) -> Tensor:
     V's columns: [M, B, K], [B] -> [B], float64."""
     M, _, K = logits.shape
     # The softmax over the wrong classes alone points the same way, and does not underflow.
-    wrong = logits.double().masked_fill(F.one_hot(y, K).bool(), -torch.inf)
+    is_y = torch.arange(K, device=y.device) == y[:, None]  # [B, K]
+    wrong = logits.double().masked_fill(is_y, -torch.inf)
     V = F.normalize(wrong.softmax(-1), dim=-1).transpose(0, 1)  # [B, M, K]
     gram = V @ V.transpose(1, 2)  # [B, M, M]
     # By Cholesky: a determinant as small as 1e-6 to the power M - 1 keeps its digits. (_ex: what

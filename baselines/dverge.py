@@ -86,21 +86,27 @@ class DvergeLoss:
     def __init__(self):
         self.step, self.layer = 0, 1
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+    def draw(self, settings: Namespace) -> int:
+        """The layer of the next step."""
         if self.step % settings.steps_per_epoch == 0:
             self.layer = int(torch.randint(1, settings.depth + 1, ()))
         self.step += 1
+        return self.layer
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
         model.eval().requires_grad_(False)
         x_target = x.roll(1, 0)  # images come in random order, so any other one is a random one
         distilled = [distill(expert, self.layer, x, x_target, settings) for expert in model.experts]
         x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
         model.train().requires_grad_(True)
-        total = sum_of_own_losses(model, x_adv, y)
-        for i, expert in enumerate(model.experts):
-            for j, x_j in enumerate(distilled):
-                if j != i:
-                    total = total + F.cross_entropy(expert.logits(x_j), y)
-        return total
+        own = sum_of_own_losses(model, x_adv, y)
+        losses = [
+            F.cross_entropy(expert.logits(x_j), y)
+            for i, expert in enumerate(model.experts)
+            for j, x_j in enumerate(distilled)
+            if j != i
+        ]
+        return sum(losses, own)
 
 
 def check(settings: Namespace) -> None:
@@ -125,7 +131,8 @@ def parser() -> options.Parser:
 def main(argv: list[str] | None = None) -> None:
     with runs.start(parser(), argv, "dverge", "ensemble", stages=(1, 2), check=check) as run:
         train(run, 1, plain_loss)
-        train(run, 2, DvergeLoss(), compilable=False)  # each epoch's hooks read another layer
+        loss = DvergeLoss()
+        train(run, 2, loss, compilable=False, draw=loss.draw)  # hooks would not be compiled
         run.finish(infer.pgd_report)
 
 

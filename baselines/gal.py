@@ -10,6 +10,7 @@ trained away. That takes a second derivative: the networks have leaky ReLUs, and
 """
 
 from argparse import Namespace
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,8 @@ def coherence(losses: list[Tensor], x: Tensor) -> Tensor:
     """
     grads = [torch.autograd.grad(loss.sum(), x, create_graph=True)[0] for loss in losses]
     directions = F.normalize(torch.stack(grads).flatten(2), dim=-1)  # [M, B, C * H * W]
-    i, j = torch.triu_indices(len(losses), len(losses), offset=1)
-    return torch.logsumexp((directions[i] * directions[j]).sum(-1), 0)
+    cosines = [(a * b).sum(-1) for a, b in combinations(directions, 2)]  # M (M - 1) / 2 x [B]
+    return torch.logsumexp(torch.stack(cosines), 0)
 
 
 def noisy(x: Tensor, sigma: float) -> Tensor:

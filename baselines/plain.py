@@ -33,7 +33,8 @@ def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def sum_of_own_losses(model: nn.Module, x_adv: Sequence[Tensor], y: Tensor) -> Tensor | float:
     """sum_i CE_i(x~_i), the mean over the batch: M batches x~_i [B, C, H, W], y [B] -> scalar."""
-    return sum(F.cross_entropy(expert.logits(x_i), y) for expert, x_i in zip(model.experts, x_adv))
+    losses = [F.cross_entropy(e.logits(x_i), y) for e, x_i in zip(model.experts, x_adv)]
+    return sum(losses)
 
 
 def plain_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:

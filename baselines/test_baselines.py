@@ -307,6 +307,7 @@ def test_dverge_draws_a_new_layer_every_epoch(monkeypatch):
     model = Ensemble([ResNet(8, 1, 10, 8) for _ in range(2)])
     loss = dverge.DvergeLoss()
     for _ in range(40 * settings.steps_per_epoch):
+        loss.draw(settings)
         loss(model, x, y, settings)
     per_epoch = torch.tensor(layers).view(40, -1)  # both members, every step of an epoch
     assert (per_epoch == per_epoch[:, :1]).all()

@@ -5,11 +5,12 @@
 Batch 128, images of 3 x 32 x 32, three ResNet20s, PGD-10, clean + adversarial loss, SGD step. The
 plain way is written out below: float32, contiguous tensors, and in every step of the attack a
 loss.backward() that fills the gradients of the weights as well. The two alternate in one process;
-the last two lines hold the medians in seconds. In units of one expert's forward pass (a backward
+the last two lines hold the medians. In units of one expert's forward pass (a backward
 pass for input or weights alone counts 1, for both 2), a stage-1 step costs 126 plainly and 96 here;
 a stage-2 step 108 plainly and 78 here, 68 on a CPU, where only the answering expert is attacked.
 
-With --ablate the ways down from the one to the other are timed one after the other.
+With --ablate the ways down from the one to the other are timed one after the other. On a GPU a
+time is the mean of up to 50 steps between two CUDA events.
 
 Above them, for each method of baselines/: its step as a ratio to SoE's, the mean of both stages
 where there are two, in the same run, beside the ratio of the hours in the paper's Table 1.
@@ -25,6 +26,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -34,22 +36,20 @@ import models
 from baselines import adp, dverge, gal, more, plain
 from experiments.compare import units_of_a_batch
 from support import files, options, speed
+from support.tables import duration
 from train_collab import stage2_loss
 from train_submodel import TrainingLoss, soe_parser, stage1_loss
 
 Step = Callable[[Tensor, Tensor], object]  # x [B, C, H, W], y [B]: one step of training
 STAGES = {1: stage1_loss, 2: stage2_loss}
+AT_LAYER_10 = dverge.DvergeLoss()
+AT_LAYER_10.layer = 10  # the middle of ResNet20's, whose cost is the mean of all
 RIVALS = {  # name: module, model, each stage's (loss, does it compile), Table 1's hours to SoE's
     "plain": (plain, "ensemble", [(plain.plain_loss, True)], None),
     "adp": (adp, "ensemble", [(adp.adp_loss, True)], 6.58 / 7.38),
     "gal": (gal, "ensemble", [(gal.gal_loss, False)], 6.6 / 7.38),
     "more": (more, "mixture", [(more.more_loss, True)], 7.02 / 7.38),
-    "dverge": (
-        dverge,
-        "ensemble",
-        [(plain.plain_loss, True), (dverge.DvergeLoss(), False)],
-        11.67 / 7.38,
-    ),
+    "dverge": (dverge, "ensemble", [(plain.plain_loss, True), (AT_LAYER_10, False)], 11.67 / 7.38),
 }
 
 
@@ -130,9 +130,7 @@ def build(settings: Namespace, device: torch.device) -> nn.Module:
     return model
 
 
-def our_step(
-    loss: TrainingLoss, model: nn.Module, settings: Namespace, compilable: bool = True
-) -> Step:
+def our_step(loss: TrainingLoss, model: nn.Module, settings: Namespace, **how) -> Step:
     """What train_submodel.train's loop does with a batch."""
     device, optimizer = next(model.parameters()).device, sgd(model)
 
@@ -142,7 +140,7 @@ def our_step(
         batch_loss.backward()
         return batch_loss.detach()
 
-    fast = speed.accelerate(forward_and_backward, model, settings, compilable)
+    fast = speed.accelerate(forward_and_backward, model, settings, **how)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
@@ -152,39 +150,77 @@ def our_step(
     return step
 
 
-def ablation(x: Tensor, y: Tensor, settings: Namespace, repeats: int) -> None:
-    """Prints the seconds of a step of each stage, one way down after the other."""
-    ways = {"input gradients alone": ("float32", False, False)}
-    ways["+ channels-last"] = ("float32", True, False)
-    ways["+ bfloat16"] = (settings.precision, True, False)
-    ways["+ compiled, or gathered on a CPU"] = (settings.precision, True, True)
-    print(f"{'':34}{'stage 1':>9}{'stage 2':>9}")
-    for name, (precision, channels_last, last) in ways.items():
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        how = {"precision": precision, "compile": settings.compile and last}
-        changed, z = Namespace(**vars(settings) | how), x.contiguous(memory_format=layout)
-        medians = []
-        for loss in STAGES.values():
-            model = models.build(vars(settings)).to(x.device, memory_format=layout)
-            if last:
-                speed.gather(model)
-            step = our_step(loss, model, changed)
-            seconds(step, z, y)  # warms up
-            medians.append(statistics.median(seconds(step, z, y) for _ in range(repeats)))
-        print(f"{name:34}" + "".join(f"{median:9.2f}" for median in medians), flush=True)
+def combine_by_indexing(logits: Tensor, score: Tensor) -> Tensor:
+    """Collaboration.combine as one would first write it; its backward pass sorts."""
+    answering = score.argmax(0)  # [B]
+    return logits[answering, torch.arange(len(answering), device=answering.device)]
+
+
+def ways_down(device: torch.device, settings: Namespace) -> dict[str, dict]:
+    """{name: what is changed from there on}: a setting, or one of speed.SWITCHES, or of our own."""
+    ways = {"input gradients alone": {}, "+ channels-last": {"layout": torch.channels_last}}
+    ways["+ bfloat16"] = {"precision": settings.precision}
+    ways["+ the answer taken without indexing"] = {"indexing": False}
+    if device.type == "cpu":
+        ways["+ gathered"] = {"gathered": True}
+    else:
+        ways["+ one CUDA graph"] = {"graph": True}
+        ways["+ cuDNN's benchmark"] = {"benchmark": True}
+    if settings.compile:
+        ways["+ compiled"] = {"compile": True}
+        ways["+ heads compiled as well"] = {"heads": True}
+    if settings.compile and device.type != "cpu":
+        ways["+ combo kernels"] = {"combo_kernels": True}
+    if device.type != "cpu":
+        ways["+ a stream for each expert"] = {"streams": True}
+    return ways
+
+
+def ablation(x: Tensor, y: Tensor, settings: Namespace, repeats: int) -> dict[str, list[float]]:
+    """Prints and returns the seconds of a step of each stage, one way down after the other."""
+    found, ours = {}, {"layout": torch.contiguous_format, "indexing": True, "gathered": False}
+    off = {"precision": "float32", "compile": False, "graph": False}
+    now, switches = Namespace(**vars(settings) | off), dict.fromkeys(speed.SWITCHES, False)
+    print(f"{'':36}{'stage 1':>10}{'stage 2':>10}")
+    for name, changed in ways_down(x.device, settings).items():
+        for of in (ours, switches, vars(now)):
+            of.update({key: value for key, value in changed.items() if key in of})
+        found[name] = []
+        with mock.patch.dict(speed.SWITCHES, switches):
+            for loss in STAGES.values():
+                model = models.build(vars(now)).to(x.device, memory_format=ours["layout"])
+                if ours["indexing"]:
+                    model.combine = combine_by_indexing
+                if ours["gathered"]:
+                    speed.gather(model)
+                step, z = our_step(loss, model, now), x.contiguous(memory_format=ours["layout"])
+                seconds(step, z, y)  # warms up
+                times = [seconds(step, z, y) for _ in range(repeats)]
+                found[name].append(statistics.median(times))
+        print(f"{name:36}" + "".join(f"{duration(t):>10}" for t in found[name]), flush=True)
+    return found
 
 
 # -------------------------------------------------------------------------------- time and memory
 
 
 def seconds(step: Step, x: Tensor, y: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step(x, y)
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    """Of one step; on a GPU the mean of 50, or of as many as a second holds, by CUDA events."""
+    if not x.is_cuda:
+        begun = time.perf_counter()
+        step(x, y)
+        return time.perf_counter() - begun
+
+    def mean_of(steps: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(steps):
+            step(x, y)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000 / steps
+
+    return mean_of(max(1, min(50, int(1 / mean_of(1)))))
 
 
 def measured_limits(device: torch.device, precision: str) -> tuple[float, float]:
@@ -218,7 +254,7 @@ def limit_seconds(stage: int, s: Namespace, multiply_adds: float, bytes_moved: f
 def peak_gib(device: torch.device) -> float:
     """Peak memory so far, in GiB: the GPU's, or this process's on a CPU; nan on Windows."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_reserved() / 2**30  # "allocated" leaves out graphs' pools
     if sys.platform == "win32":
         return math.nan
     import resource
@@ -256,7 +292,10 @@ def run(args: Namespace) -> None:
     x = torch.rand(s.batch_size, *s.image_shape, device=device)
     y = torch.randint(s.num_classes, (s.batch_size,), device=device)
     if args.ablate:
-        ablation(x, y, s, args.repeats)
+        found = ablation(x, y, s, args.repeats)
+        if args.out:
+            content = about(args, device, s) | {"ways": found}
+            files.write(Path(args.out), json.dumps(content).encode())
         return
     steps, times, x_last = {}, {}, x.contiguous(memory_format=torch.channels_last)
 
@@ -276,7 +315,8 @@ def run(args: Namespace) -> None:
         theirs = settings_of(module.parser(), model, compile=compile_)
         theirs.precision = theirs.precision or precision  # GAL has float32
         for stage, (loss, compilable) in enumerate(losses, 1):
-            add(our_step(loss, build(theirs, device), theirs, compilable), name, stage)
+            step = our_step(loss, build(theirs, device), theirs, compilable=compilable)
+            add(step, name, stage)
     for _ in range(args.repeats):
         for key, step in steps.items():
             times[key].append(seconds(step, x if "plain way" in key else x_last, y))
@@ -285,11 +325,11 @@ def run(args: Namespace) -> None:
     def mean(method: str) -> float:
         return statistics.mean(t for (name, _), t in medians.items() if name == method)
 
-    print(f"{'':10}{'seconds':>9}{'to SoE':>9}{'Table 1':>9}")
+    print(f"{'':10}{'step':>9}{'to SoE':>9}{'Table 1':>9}")
     in_papers = {"soe": 1.0} | {name: hours for name, (*_, hours) in RIVALS.items()}
     for name, in_paper in in_papers.items():
         shown = f"{in_paper:9.2f}" if in_paper else ""
-        print(f"{name:10}{mean(name):9.2f}{mean(name) / mean('soe'):9.2f}{shown}")
+        print(f"{name:10}{duration(mean(name)):>9}{mean(name) / mean('soe'):9.2f}{shown}")
     limits = measured_limits(device, precision)
     print(f"{'':8}{'images/s':>10}{'of the limit':>14}")
     for stage in STAGES:
@@ -298,22 +338,25 @@ def run(args: Namespace) -> None:
         print(f"stage{stage:<3}{s.batch_size / ours:10.0f}{of_limit:14.1%}")
     for stage in STAGES:
         plainly, ours = medians["plain way", stage], medians["soe", stage]
-        print(f"stage{stage} plain {plainly:.2f} ours {ours:.2f} ratio {plainly / ours:.2f}")
+        times = f"plain {duration(plainly)} ours {duration(ours)}"
+        print(f"stage{stage} {times} ratio {plainly / ours:.2f}")
     if args.out:
         seconds_of = {method: {} for method, _ in medians}
         for (method, stage), median in medians.items():
             seconds_of[method][stage] = median
-        content = {
-            "command": vars(args),
-            "device": options.device_name(device),
-            "threads": torch.get_num_threads(),
-            "versions": options.versions(),
-            "settings": vars(s),
-            "peak GiB": peak,
-            "seconds": seconds_of,
-            "table 1": in_papers,
-        }
-        files.write(Path(args.out), json.dumps(content).encode())
+        found = {"peak GiB": peak, "seconds": seconds_of, "table 1": in_papers}
+        files.write(Path(args.out), json.dumps(about(args, device, s) | found).encode())
+
+
+def about(args: Namespace, device: torch.device, settings: Namespace) -> dict:
+    """What it takes to repeat a measurement."""
+    return {
+        "command": vars(args),
+        "device": options.device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": options.versions(),
+        "settings": vars(settings),
+    }
 
 
 if __name__ == "__main__":

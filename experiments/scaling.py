@@ -26,6 +26,7 @@ import torch
 
 from experiments import bench_step
 from support import files, options, pictures
+from support.tables import duration
 
 AXES = {
     "n": (1, 2, 3, 4, 5, 6, 7, 8),
@@ -90,7 +91,7 @@ def run(args: Namespace) -> None:
     base, gathered = BASE[device.type], device.type == "cpu"
     header = f"{options.device_name(device)}, {precision}, torch {torch.__version__}"
     print(f"{header}; 3 x 32 x 32, {', '.join(f'{LABELS[k]} {v}' for k, v in base.items())}")
-    print(f"{'':22}" + "".join(f"{name:>16}" for name in ("stage 1, s", "stage 2, s", "GiB")))
+    print(f"{'':22}" + "".join(f"{name:>18}" for name in ("stage 1", "stage 2", "GiB")))
     tables = {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
 
@@ -105,9 +106,10 @@ def run(args: Namespace) -> None:
             for stage in bench_step.STAGES:
                 ratio = cost(stage, point, gathered) / cost(stage, base, gathered)
                 found[f"predicted {stage}"] = at_base[f"stage {stage}"] * ratio
-                cells.append(f"{found[f'stage {stage}']:.2f} ({found[f'predicted {stage}']:.2f})")
+                times = (found[f"{what} {stage}"] for what in ("stage", "predicted"))
+                cells.append("{} ({})".format(*map(duration, times)))
             tables.setdefault(LABELS[axis], {})[value] = found
-            line = "".join(f"{cell:>16}" for cell in (*cells, f"{found['memory']:.2f}"))
+            line = "".join(f"{cell:>18}" for cell in (*cells, f"{found['memory']:.2f}"))
             print(f"{LABELS[axis]:16}{value:6}{line}", flush=True)
     content = {"command": vars(args), "device": header, "base": base, "tables": tables}
     files.write(out, pictures.scaling(tables))

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from support import files, options, pictures
-from support.tables import print_report
+from support.tables import duration, print_report
 
 HERE = Path(__file__).parent
 TEXTS = (HERE.parent / "README.md", HERE / "README.md")
@@ -179,12 +179,12 @@ def attacked(results: list[dict]) -> Rows:
 
 
 def steps(results: list[dict]) -> Rows:
-    """Seconds of a training step: a file of experiments.bench_step."""
+    """Time of a training step: a file of experiments.bench_step."""
     (result,) = results
     soe = statistics.mean(result["seconds"]["soe"].values())
-    rows = [["", "stage 1, s", "stage 2, s", "mean, to SoE's", "hours of Table 1, to SoE's"]]
+    rows = [["", "stage 1", "stage 2", "mean, to SoE's", "hours of Table 1, to SoE's"]]
     for method, of_stage in result["seconds"].items():
-        shown = [f"{of_stage[stage]:.2f}" if stage in of_stage else "-" for stage in ("1", "2")]
+        shown = [duration(of_stage[s]) if s in of_stage else "-" for s in ("1", "2")]
         ratio = statistics.mean(of_stage.values()) / soe
         paper = result["table 1"].get(method)
         rows.append([method, *shown, f"{ratio:.2f}", f"{paper:.2f}" if paper else "-"])

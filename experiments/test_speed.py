@@ -1,52 +1,446 @@
-"""The fast path computes what the plain one does."""
+"""The fast path computes what the plain one does, and what it needs from the losses holds.
+
+No test here but one needs a GPU: graphs and streams have stand-ins, which take steps again.
+"""
 
 import json
+from argparse import Namespace
+from contextlib import contextmanager
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from baselines import dverge
+import models
+import train_submodel
+from baselines import adp, dverge, gal, more, plain
 from experiments import bench_step, scaling
 from experiments.fixtures import SMALL
+from support import options, runs, speed
+from support.tables import duration
+from train_collab import stage2_loss
+from train_submodel import stage1_loss
+
+TOY = {"n": 3, "depth": 8, "image_shape": [3, 8, 8], "eps": 0.1, "alpha": 0.03, "steps": 2}
+TOY |= {"precision": "float32", "steps_per_epoch": 2}
+COMPILABLE = {  # name: module of the parser, model, loss
+    "soe stage 1": (None, "collaboration", stage1_loss),
+    "soe stage 2": (None, "collaboration", stage2_loss),
+    "plain": (plain, "ensemble", plain.plain_loss),
+    "together": (plain, "ensemble", plain.together_loss),
+    "jointly": (plain, "ensemble", plain.jointly_loss),
+    "adp": (adp, "ensemble", adp.adp_loss),
+    "more": (more, "mixture", more.more_loss),
+}
+LOSSES = COMPILABLE | {
+    "gal": (gal, "ensemble", gal.gal_loss),
+    "dverge": (dverge, "ensemble", dverge.DvergeLoss()),
+}
 
 
-def weights(device, compile_, stage, steps=1):
-    """The model after some steps of training: weights and batch norm's statistics."""
+def a_model(name, device="cpu", **changed):
+    module, model, loss = LOSSES[name]
+    parser = module.parser() if module else train_submodel.soe_parser("", "")
+    settings = bench_step.settings_of(parser, model, **TOY | changed)
     torch.manual_seed(0)
-    size = {"depth": 2, "n": 2, "image_shape": [1, 8, 8]}
-    attack = {"eps": 0.1, "alpha": 0.03, "steps": 2}
-    settings = bench_step.soe_settings(**size, **attack, precision="float32", compile=compile_)
-    model = bench_step.build(settings, torch.device(device))
-    step = bench_step.our_step(bench_step.STAGES[stage], model, settings)
-    for _ in range(steps):
-        x, y = torch.rand(16, 1, 8, 8).to(device), torch.randint(10, (16,)).to(device)
-        step(x.contiguous(memory_format=torch.channels_last), y)
-    return {name: value.float() for name, value in model.state_dict().items()}
+    model = models.build(vars(settings)).to(device, memory_format=torch.channels_last)
+    return model, loss, settings
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_compiled_step_is_the_plain_step(stage):
+def batches(count, device="cpu"):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        x = torch.rand(16, 3, 8, 8, generator=generator)
+        y = torch.randint(10, (16,), generator=generator)
+        yield x.to(device, memory_format=torch.channels_last), y.to(device)
+
+
+def after_steps(name, count=1, device="cpu", how=None, **changed):
+    """The model after some steps: weights, batch norm's statistics, and the losses."""
+    model, loss, settings = a_model(name, device, **changed)
+    step = bench_step.our_step(loss, model, settings, **how or {})
+    torch.manual_seed(2)
+    for x, y in batches(count, device):
+        step(x, y)
+    return {key: value.float() for key, value in model.state_dict().items()}
+
+
+# ----------------------------------------------------------------------------- compiled networks
+
+
+@pytest.mark.parametrize("name", ["soe stage 1", "soe stage 2", "more"])
+def test_a_compiled_step_is_the_plain_step(name):
+    """Inductor's own code; at depth 2, where it is quick to make."""
     torch.compiler.reset()
-    compiled = counters["stats"]["unique_graphs"]
-    plain, fast = (weights("cpu", compile_, stage) for compile_ in (False, True))
-    assert counters["stats"]["unique_graphs"] > compiled
-    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-5)
+    torch._dynamo.utils.counters.clear()
+    plainly, fast = (after_steps(name, depth=2, compile=c) for c in (False, True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(fast, plainly, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_replayed_cuda_graph_is_the_plain_step(stage):
-    """New images and new weights go through it, and the trial steps leave no trace."""
-    plain, fast = (weights("cuda", compile_, stage, steps=3) for compile_ in (False, True))
-    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
+@pytest.fixture
+def quickly_compiled(monkeypatch):
+    """Traced as for torch.compile, but no code is made; the counters start at 0."""
+    fast = speed.compiled
+    how = {"backend": "aot_eager", "options": None}
+    monkeypatch.setattr(speed, "compiled", lambda step, model: fast(step, model, **how))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters["stats"]
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_all_experts_share_three_graphs(quickly_compiled, monkeypatch, heads):
+    """The attack's, in eval mode, and those that learn from B and from M B images."""
+    monkeypatch.setitem(speed.SWITCHES, "heads", heads)
+    after_steps("soe stage 1", compile=True)
+    assert quickly_compiled["unique_graphs"] == 3
+
+
+@pytest.mark.parametrize("name", COMPILABLE)
+def test_nothing_is_compiled_again_in_later_steps(quickly_compiled, name):
+    """Neither in the fourth step nor after the end of an epoch, with its evaluation."""
+    model, loss, settings = a_model(name, compile=True)
+    step = bench_step.our_step(loss, model, settings)
+    *first, fourth, fifth = batches(5)
+    for batch in first:
+        step(*batch)
+    assert 0 < (made := quickly_compiled["unique_graphs"]) <= 3
+    with torch.compiler.set_stance("fail_on_recompile"):
+        step(*fourth)
+        runs.shares(model, (255 * fourth[0]).byte(), fourth[1])
+        step(*fifth)
+    assert quickly_compiled["unique_graphs"] == made
+
+
+def test_after_a_step_nothing_is_compiled_any_more(quickly_compiled):
+    """Evaluation has its own shapes; and PyTorch's settings are as before."""
+    limit = torch._dynamo.config.recompile_limit
+    model, loss, settings = a_model("soe stage 1", compile=True)
+    bench_step.our_step(loss, model, settings)(*next(batches(1)))
+    made = quickly_compiled["unique_graphs"]
+    models.ask_experts(model.eval(), torch.rand(7, 3, 8, 8))
+    assert quickly_compiled["unique_graphs"] == made > 0
+    assert torch._dynamo.config.recompile_limit == limit
+    assert "forward" not in vars(model.experts[0])
 
 
 def test_dverge_is_not_compiled_in_its_second_stage(tmp_path):
     """Its hooks would not be seen; the first stage, of plain members, is."""
-    dverge.main(
-        [*SMALL, "--epochs", "12", "--steps", "1", "--compile", "--out", str(tmp_path / "run")]
-    )
+    flags = ["--epochs", "12", "--steps", "1", "--compile", "--out", str(tmp_path / "run")]
+    dverge.main([*SMALL, *flags])
+
+
+class Waits(TorchDispatchMode):
+    """Fails where the host has to wait for the device, which a graph cannot capture."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "equal.default", "is_nonzero")
+        assert not any(name in str(function) for name in waits), str(function)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_makes_the_host_wait(name):
+    model, loss, settings = a_model(name)
+    x, y = next(batches(1))
+    with Waits():
+        loss(model, x, y, settings).backward()
+
+
+# -------------------------------------------------------------------------------------- graphs
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """For CUDA's graphs and streams: a replay takes the captured step again, into the tensors that
+    the capture made. Returns {"captures": how many, "streams": what they waited for}."""
+    seen = {"captures": 0, "waits": [], "now": "main", "fail": False}
+
+    class Stream:
+        def __init__(self, name=None):
+            self.name = name or f"side {sum(w[0] == 'made' for w in seen['waits'])}"
+            seen["waits"].append(("made", self.name))
+
+        def wait_stream(self, other):
+            seen["waits"].append((self.name, other.name))
+
+    @contextmanager
+    def on(stream):
+        before, seen["now"] = seen["now"], stream.name
+        yield
+        seen["now"] = before
+
+    class Graph:
+        def replay(self):
+            x, y, step, loss, grads, parameters = self.captured
+            for p in parameters:
+                p.grad = None
+            loss.copy_(step(x, y))
+            for grad, p in zip(grads, parameters):
+                if grad is not None:  # a vote's E heads have none
+                    grad.copy_(p.grad)
+
+    @contextmanager
+    def capturing(graph):
+        seen["captures"] += 1
+        seen["graph"], seen["recording"] = graph, True
+        before = [buffer.clone() for buffer in seen["model"].buffers()]
+        if seen["fail"]:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        yield
+        for buffer, old in zip(seen["model"].buffers(), before):
+            buffer.copy_(old)  # a capture computes nothing
+        seen["recording"] = False
+
+    graphs = speed.replayed
+
+    def replayed(step, model, drawn):
+        seen["model"] = model
+
+        def recorded(x, y):
+            random = torch.get_rng_state()
+            loss = step(x, y)
+            if seen.get("recording"):
+                grads = [p.grad for p in model.parameters()]
+                captured = (x, y, step, loss, grads, list(model.parameters()))
+                seen["graph"].captured = captured
+                torch.set_rng_state(random)
+            return loss
+
+        return graphs(recorded, model, drawn)
+
+    for name, stand_in in {
+        "CUDAGraph": Graph,
+        "graph": capturing,
+        "Stream": Stream,
+        "stream": on,
+        "current_stream": lambda: Stream.__new__(Stream),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    Stream.name = "main"
+    monkeypatch.setattr(speed, "replayed", replayed)
+    seen["replayed"] = replayed
+    return seen
+
+
+def steps_as_a_graph(name, count, replayed, draw=lambda settings: None, loss=None, **changed):
+    model, known, settings = a_model(name, **changed)
+    loss, drawn, optimizer = loss or known, {}, bench_step.sgd(model)
+
+    def forward_and_backward(x, y):
+        batch_loss = loss(model, x, y, settings)
+        batch_loss.backward()
+        return batch_loss.detach()
+
+    step = replayed(forward_and_backward, model, drawn) if replayed else forward_and_backward
+    torch.manual_seed(2)
+    for x, y in batches(count):
+        optimizer.zero_grad()
+        drawn["now"] = draw(settings)
+        step(x, y)
+        optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["soe stage 1", "soe stage 2", "gal", "more"])
+def test_a_replayed_step_is_the_plain_step(name, stand_ins):
+    """New images and new weights go through it, and the trial steps leave no trace."""
+    plainly = steps_as_a_graph(name, 3, None)
+    replayed = steps_as_a_graph(name, 3, stand_ins["replayed"])
+    assert stand_ins["captures"] == 1
+    torch.testing.assert_close(replayed, plainly, rtol=0, atol=0)
+
+
+def test_a_graph_is_captured_again_where_dverge_draws_another_layer(stand_ins):
+    found = []
+    for replayed in (None, stand_ins["replayed"]):
+        loss = dverge.DvergeLoss()
+        found.append(steps_as_a_graph("dverge", 8, replayed, loss.draw, loss))  # of 2 an epoch
+    assert 2 <= stand_ins["captures"] <= 4
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_a_second_graph_in_one_process_finds_no_gradients_of_the_first(stand_ins):
+    model, loss, settings = a_model("soe stage 1")
+    model.experts[0].p_head.bias.grad = torch.ones(10)
+    speed.accelerate(lambda x, y: None, model, settings)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_fails_falls_back_to_the_next_way_in_one_line(stand_ins, capsys):
+    """The trial steps of the way that fails leave no trace."""
+    model, loss, settings = a_model("soe stage 1")
+    stand_ins["fail"], before = True, torch.get_rng_state()
+    statistics = [buffer.clone() for buffer in model.buffers()]
+
+    def step(x, y):
+        batch_loss = loss(model, x, y, settings) + torch.rand(())
+        batch_loss.backward()
+        return batch_loss
+
+    def plainly(x, y):
+        assert torch.equal(torch.get_rng_state(), before)
+        for buffer, old in zip(model.buffers(), statistics):
+            torch.testing.assert_close(buffer, old, rtol=0, atol=0)
+        assert all(p.grad is None for p in model.parameters())
+        return "plainly"
+
+    ways = {"as one CUDA graph": stand_ins["replayed"](step, model, {}), "plainly": plainly}
+    working = speed.first_that_works(ways, model)
+    assert working(*next(batches(1))) == "plainly"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "as one CUDA graph (operation not permitted when stream is capturing)" in line
+    assert "0.1 s a step" in line and "more of it" not in line
+    assert stand_ins["captures"] == 1
+
+
+def test_an_error_of_the_plain_step_is_not_hidden(capsys):
+    def fails(x, y):
+        raise RuntimeError("a mistake of the loss")
+
+    model, *_ = a_model("plain")
+    with pytest.raises(RuntimeError, match="mistake of the loss"):
+        speed.first_that_works({"plainly": fails}, model)(None, None)
+    with pytest.raises(RuntimeError, match="mistake of the loss"):
+        speed.first_that_works({"compiled": fails, "plainly": fails}, model)(None, None)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_ways_are_tried_from_the_fastest_on(monkeypatch):
+    """Compile and graph are two switches; a loss that cannot be compiled still has its graph."""
+    tried = []
+    monkeypatch.setattr(speed, "first_that_works", lambda ways, model: tried.append(list(ways)))
+    monkeypatch.setattr(speed, "replayed", lambda *_: True)
+    monkeypatch.setattr(speed, "compiled", lambda *_: True)
+    monkeypatch.setattr(speed, "release", lambda *_: None)
+    parameters = [Namespace(device=torch.device("cuda"))]
+    model = Namespace(parameters=lambda: iter(parameters))
+    for compile_, graph, compilable in [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)]:
+        settings = Namespace(compile=bool(compile_), graph=bool(graph))
+        speed.accelerate(None, model, settings, bool(compilable))
+    both, graph, compiled = "compiled and as one CUDA graph", "as one CUDA graph", "compiled"
+    assert tried[0] == [both, graph, compiled, "plainly"]
+    assert tried[1] == tried[3] == [graph, "plainly"] and tried[2] == [compiled, "plainly"]
+
+
+def test_experts_on_streams_wait_for_what_was_before_and_are_waited_for(stand_ins):
+    model, *_ = a_model("plain", depth=2)
+    beside, before = speed.experts_on_streams(model), model.experts
+    stand_ins["waits"].clear()
+    with beside():
+        found = [(stand_ins["now"], expert) for expert in model.experts]
+        assert list(model.state_dict()) == list(a_model("plain", depth=2)[0].state_dict())
+    assert [expert for _, expert in found] == list(before) and model.experts is before
+    names = [name for name, _ in found]
+    assert len(set(names)) == 3 and "main" not in names and stand_ins["now"] == "main"
+    forks, joins = [(n, "main") for n in names], [("main", n) for n in names]
+    assert stand_ins["waits"] == forks + joins
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_takes_from_two_experts_within_a_loop_over_them(name, stand_ins, monkeypatch):
+    """What an expert's stream computes may not need another's, which it does not wait for."""
+    model, loss, settings = a_model(name)
+    streams = {}  # id of a tensor: the stream that made it, and after how many joins
+
+    def joins():
+        return sum(waiting == "main" for waiting, _ in stand_ins["waits"])
+
+    class Within(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **kwargs or {})
+            here, parts = stand_ins["now"], []
+            for arg in args:
+                parts += arg if isinstance(arg, (list, tuple)) else [arg]
+            for tensor in parts:
+                if isinstance(tensor, torch.Tensor):
+                    made, joined = streams.get(id(tensor), (here, 0))
+                    assert here in ("main", made) or made == "main" or joined < joins(), function
+            for tensor in out if isinstance(out, (list, tuple)) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    kept.append(tensor)  # so that no id is used twice
+                    streams[id(tensor)] = here, joins()
+            return out
+
+    x, y = next(batches(1))
+    kept = [x, y]
+    with speed.experts_on_streams(model)(), Within():
+        loss(model, x, y, settings)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_replayed_cuda_graph_is_the_plain_step(name, streams, monkeypatch):
+    monkeypatch.setitem(speed.SWITCHES, "streams", streams)
+    how = {"compilable": name in COMPILABLE}
+    ways = ({"compile": False, "graph": False}, {"compile": True, "graph": True})
+    plainly, fast = (after_steps(name, 3, "cuda", how, depth=2, **way) for way in ways)
+    torch.testing.assert_close(fast, plainly, rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- devices, times, scaling
+
+
+def test_float32_is_float32_on_a_gpu_too():
+    """cuDNN's convolutions would round their inputs to 10 bits."""
+    torch.backends.cudnn.allow_tf32 = True
+    options.pick_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("capability, precision, why", [(7, "float32", "GPU"), (8, "bfloat16", "")])
+def test_precision_is_what_the_gpu_multiplies(capability, precision, why, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 5))
+    device = torch.device("cuda")
+    assert options.best_precision(device) == precision
+    assert why in options.why_precision(device, precision)
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[precision]
+    assert options.why_precision(device, other) == "as asked"
+
+
+def test_the_attacks_gradient_vanishes_in_float16_and_not_in_float32():
+    """Where an expert is sure of an image: why older GPUs train in float32."""
+    torch.manual_seed(0)
+    expert, zero = models.ResNet(8, 1, 10, 8).eval(), {}
+    with torch.no_grad():
+        expert.p_head.weight *= 200
+    x = torch.rand(64, 1, 8, 8)
+    y = expert.logits(x).argmax(1)
+    for precision in (torch.float32, torch.float16):
+        z = x.clone().requires_grad_()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            loss = nn.functional.cross_entropy(expert.logits(z), y, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, z)
+        zero[precision] = int((grad == 0).flatten(1).all(1).sum())
+    assert zero[torch.float16] > zero[torch.float32] == 0
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0.0123, "12.3 ms"),
+        (3.456, "3.46 s"),
+        (42, "42 s"),
+        (1080, "18 min"),
+        (9000, "2.5 h"),
+    ],
+)
+def test_a_time_is_said_as_one_would_say_it(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_run_says_how_long_it_will_take(tmp_path, capsys):
+    """After 25 steps of each stage, of 44 here."""
+    flags = [*SMALL, "--epochs", "8", "--steps", "1", "--out", str(tmp_path / "run")]
+    import train_collab
+
+    train_collab.main(flags)
+    out = capsys.readouterr().out
+    assert out.count(" left in this stage, about") == 2
 
 
 def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refused):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-MOVABLE = {"data", "device", "precision", "compile"}  # may stand beside --resume
+MOVABLE = {"data", "device", "precision", "compile", "graph"}  # may stand beside --resume
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -125,8 +125,9 @@ def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
     add("--out", metavar="DIR", help=what)
     add("--resume", metavar="DIR", help="resume the run in this folder")
     add_device(parser)
-    what = "torch.compile and CUDA graphs; the first steps are then slow (default: on a GPU)"
+    what = "torch.compile the networks; the first step then takes a minute (default: on a GPU)"
     add("--compile", action=flag, help=what)
+    add("--graph", action=flag, help="a step as one CUDA graph (default: on a GPU)")
     what = "of training; evaluation is float32 (default: bfloat16 where the hardware has it)"
     add("--precision", choices=("bfloat16", "float32"), help=what)
     return parser
@@ -154,6 +155,7 @@ def pick_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or there[0])
         torch.zeros(1, device=device).item()
+        torch.backends.cudnn.allow_tf32 = False  # else float32 convolutions round to 10 bits
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # where graphs and streams are made
     except (RuntimeError, AssertionError, ImportError):
@@ -162,13 +164,26 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def best_precision(device: torch.device) -> str:
-    """bfloat16 where the hardware multiplies it: CUDA from Ampere on, CPUs with AMX or AVX-512."""
+    """bfloat16 where the hardware multiplies it: CUDA from Ampere on, CPUs with AMX or AVX-512.
+
+    Else float32. float16, which older GPUs have, is no choice: where an expert is sure of an image,
+    the attack's gradient becomes 0 in it, and no one factor scales the gradients of all images.
+    """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
     queries = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     if device.type == "cpu" and any(getattr(torch.cpu, query, bool)() for query in queries):
         return "bfloat16"
     return "float32"
+
+
+def why_precision(device: torch.device, precision: str) -> str:
+    """Why training is in this precision, in a few words."""
+    if precision != best_precision(device):
+        return "as asked"
+    if precision == "bfloat16":
+        return "which this hardware multiplies"
+    return f"as this {'GPU' if device.type == 'cuda' else 'machine'} has no bfloat16 in hardware"
 
 
 def compile_pays(device: torch.device) -> bool:

@@ -124,7 +124,8 @@ class Run:
         print(
             f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test "
             f"images, {' x '.join(map(str, dataset.image_shape))}; "
-            f"{options.device_name(self.device)}, {settings.precision}{hint}"
+            f"{options.device_name(self.device)}, {settings.precision}, "
+            f"{options.why_precision(self.device, settings.precision)}{hint}"
         )
         plan = ", ".join(f"stage {stage}: {e} epochs" for stage, e in settings.stage_epochs.items())
         name = "" if settings.method.startswith("soe") else f"{settings.method}: "
@@ -169,6 +170,7 @@ class Run:
             self._save(optimizer, scheduler)
         quiet = not sys.stderr.isatty() or ranks.rank() > 0
         steps = self.settings.steps_per_epoch
+        self.taken, self.left = 0, (total - done) * steps
         with tqdm(total=total * steps, initial=done * steps, disable=quiet) as self.bar:
             for epoch in range(done + 1, total + 1):
                 self.bar.set_description(f"stage {stage}, epoch {epoch}/{total}")
@@ -202,6 +204,14 @@ class Run:
             self.bar.set_postfix(loss=f"{batch_loss.item():.3f}")
         self.steps += 1
         self.bar.update()
+        self.taken, self.left = self.taken + 1, self.left - 1
+        if self.taken == 5:  # the first steps are slower: compiling, and cuDNN's choices
+            batch_loss.item()
+            self.since = time.perf_counter()
+        if self.taken == 25:
+            batch_loss.item()
+            seconds = (time.perf_counter() - self.since) / 20 * self.left
+            self.bar.write(f"{tables.duration(seconds)} left in this stage, about", sys.stdout)
 
     def _end_epoch(self, stage: int, epoch: int) -> dict:
         """The epoch's entry in the history. Raises FloatingPointError."""
@@ -238,6 +248,7 @@ class Run:
         if ranks.rank():
             return
         settings = self.settings
+        speed.release(self.model)
         torch.manual_seed(settings.seed)
         x, y = self.dataset.test_images(self.device)
         result = report(self.model, x, y, settings.eps)

@@ -1,15 +1,31 @@
-"""A faster training step: bfloat16, compiled networks, one CUDA graph, a gathered forward."""
+"""A faster training step: bfloat16, compiled networks, one CUDA graph, a gathered forward.
 
+On a GPU the experts are compiled and a whole step is captured as one CUDA graph. What fails there
+(no C compiler, say) is left out, with one line that says what that costs.
+"""
+
+import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import Collaboration, ask_experts
-from support import options
+from models import Collaboration, Mixture, ask_experts
+from support import options, ranks
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
+
+# What is switched on, where there is a GPU. The two that are not are expected to help and have not
+# been measured: `python -m experiments.bench_step --ablate` times each, gpu_report.py checks them.
+SWITCHES = {
+    "heads": True,  # compiles normalisation and heads with the backbone: fewer, longer kernels
+    "benchmark": True,  # cuDNN tries its convolutions and keeps the fastest
+    "combo_kernels": False,  # element-wise work that does not depend on each other, in one kernel
+    "streams": False,  # the experts side by side, each on a stream of its own
+}
 
 
 def autocast(device: torch.device, settings: Namespace) -> torch.autocast:
@@ -19,43 +35,155 @@ def autocast(device: torch.device, settings: Namespace) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
 
 
-def accelerate(step: Step, model: nn.Module, settings: Namespace, compilable: bool = True) -> Step:
+def accelerate(
+    step: Step,
+    model: nn.Module,
+    settings: Namespace,
+    compilable: bool = True,
+    draw: Callable[[Namespace], Any] = lambda settings: None,
+) -> Step:
     """`step` itself, or the same with compiled networks, on a GPU as one CUDA graph.
 
-    That happens where settings.compile says so (None: on a GPU), but not for a loss that Python
-    decides anew from step to step, or that is differentiated twice: it is not `compilable`. The
-    step fills every .grad, which must be None before.
+    `compilable` is False for a loss that torch.compile cannot take. `draw` is called before each
+    step and returns whatever the loss draws anew at times; a graph is captured again where that has
+    changed. The step fills every .grad, which must be None before.
     """
-    device = next(model.parameters()).device
-    fast = options.compile_pays(device) if settings.compile is None else settings.compile
-    if not (fast and compilable):
-        return step
-    for expert in model.experts:
-        expert.backbone.compile(dynamic=False)
-    torch._dynamo.config.recompile_limit = 64  # several depths, each in train and eval mode
-    torch.compiler.set_stance("force_eager")  # outside of the step, evaluation above all
+    release(model)
+    device, drawn = next(model.parameters()).device, {}
+    compile_, graph = settings.compile, device.type == "cuda" and settings.graph is not False
+    if compile_ is None:
+        compile_ = options.compile_pays(device)
+    fast = compiled(step, model) if compile_ and compilable else None
+    ways = {}  # the fastest first
+    if graph and fast:
+        ways["compiled and as one CUDA graph"] = replayed(fast, model, drawn)
+    if graph:
+        ways["as one CUDA graph"] = replayed(step, model, drawn)
+    if fast:
+        ways["compiled"] = fast
+    working = first_that_works(ways | {"plainly": step}, model)
+
+    def drawing(x: Tensor, y: Tensor) -> Tensor:
+        drawn["now"] = draw(settings)
+        return working(x, y)
+
+    return drawing
+
+
+def release(model: nn.Module) -> None:
+    """Gives back the GPU memory of an earlier graph, which the gradients lie in."""
+    for p in model.parameters():
+        p.grad = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# What is lost where a step is taken in another way than compiled and as one graph.
+LOST = {
+    "as one CUDA graph": "element-wise work is not fused",
+    "compiled": "Python launches every kernel, which takes some 0.1 s a step",
+    "plainly": "no work is fused; on a GPU Python launches every kernel, some 0.1 s a step",
+}
+
+
+def first_that_works(ways: dict[str, Step], model: nn.Module) -> Step:
+    """The first of these {how: step}, fastest first, whose first call does not fail."""
+    left = list(ways.items())
+    settled = len(left) == 1
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        nonlocal settled
+        while not settled:
+            how, way = left[0]
+            try:
+                with nothing_left_of_failure(model):
+                    loss = way(x, y)
+                settled = True
+                return loss
+            except RuntimeError as error:
+                del left[0]
+                settled = len(left) == 1
+                if ranks.rank() == 0:
+                    why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+                    now = f"it is taken {left[0][0]}: {LOST[left[0][0]]}"
+                    print(f"A step cannot be taken {how} ({why}); {now}.", file=sys.stderr)
+        return left[0][1](x, y)
+
+    return step
+
+
+@contextmanager
+def nothing_left_of_failure(model: nn.Module) -> Iterator[None]:
+    """Where what is within fails, statistics, random numbers and gradients are as before."""
+    restore = restorer(model)
+    try:
+        yield
+    except RuntimeError:
+        restore()
+        raise
+
+
+def restorer(model: nn.Module) -> Callable[[], None]:
+    """A function that puts back batch norm's statistics and the random numbers of now."""
+    statistics = [buffer.clone() for buffer in model.buffers()]
+    on_gpu = next(model.parameters()).is_cuda
+    cpu, gpu = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
+
+    def restore() -> None:
+        for buffer, before in zip(model.buffers(), statistics):
+            buffer.copy_(before)
+        for p in model.parameters():
+            p.grad = None
+        torch.set_rng_state(cpu)
+        if on_gpu:
+            torch.cuda.set_rng_state(gpu)
+
+    return restore
+
+
+# ----------------------------------------------------------------------------- compiled networks
+
+
+def compiled(step: Step, model: nn.Module, **how: Any) -> Step:
+    """The same step, its experts compiled; outside of it, in evaluation above all, they are not."""
+    # A mixture asks for features and has a gate between them and the answer.
+    whole = SWITCHES["heads"] and not isinstance(model, Mixture)
+    part = "forward" if whole else "features"
+    options_ = {"combo_kernels": True} if SWITCHES["combo_kernels"] else None
+    how = {"dynamic": False, "options": options_} | how
+    fast = [torch.compile(getattr(expert, part), **how) for expert in model.experts]
 
     def compiled_step(x: Tensor, y: Tensor) -> Tensor:
-        with torch.compiler.set_stance("default"):
-            return step(x, y)
+        # 64 and not 8: several depths in one process, each in train and eval mode
+        with torch._dynamo.config.patch(recompile_limit=64):
+            for expert, forward in zip(model.experts, fast):
+                setattr(expert, part, forward)
+            try:
+                return step(x, y)
+            finally:
+                for expert in model.experts:
+                    delattr(expert, part)
 
-    return replayed(compiled_step, model) if device.type == "cuda" else compiled_step
+    return compiled_step
 
 
-def replayed(step: Step, model: nn.Module) -> Step:
-    """`step` as one CUDA graph, captured at its first call. The gradients must be None before each.
+# --------------------------------------------------------------------------------- one CUDA graph
 
-    A step of the paper's size is some ten thousand kernels, each shorter than the time it takes to
-    launch it from Python. Captured once, they are launched by one call. Shapes and everything that
-    Python decides stay as they were in the captured step.
+
+def replayed(step: Step, model: nn.Module, drawn: dict) -> Step:
+    """`step` as one CUDA graph, captured at its first call and whenever `drawn` has changed. The
+    gradients must be None before each.
+
+    A step of the paper's size is some seven thousand kernels, each shorter than the time it takes
+    to launch it from Python. Captured once, they are launched by one call. Shapes and everything
+    that Python decides stay as they were in the captured step.
     """
-    parameters = list(model.parameters())
-    graph, kept = torch.cuda.CUDAGraph(), {}
+    parameters, kept = list(model.parameters()), {}
+    beside = experts_on_streams(model) if SWITCHES["streams"] else nullcontext
 
     def capture(x: Tensor, y: Tensor) -> None:
         kept["x"], kept["y"] = x.clone(memory_format=torch.preserve_format), y.clone()
-        statistics = [buffer.clone() for buffer in model.buffers()]
-        rng = torch.cuda.get_rng_state()
+        restore, graph = restorer(model), torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # cuDNN chooses its kernels, and memory is laid out
@@ -64,27 +192,72 @@ def replayed(step: Step, model: nn.Module) -> Step:
                     p.grad = None
                 step(kept["x"], kept["y"])
         torch.cuda.current_stream().wait_stream(side)
-        for p in parameters:
-            p.grad = None
-        # The statistics and random numbers of the trial steps do not count.
-        for buffer, before in zip(model.buffers(), statistics):
-            buffer.copy_(before)
-        torch.cuda.set_rng_state(rng)
+        restore()  # the statistics and random numbers of the trial steps do not count
         with torch.cuda.graph(graph):
             kept["loss"] = step(kept["x"], kept["y"])
-        kept["grads"] = [p.grad for p in parameters]
+        kept.update(graph=graph, grads=[p.grad for p in parameters], drawn=dict(drawn))
 
     def replay(x: Tensor, y: Tensor) -> Tensor:
-        if not kept:
-            capture(x, y)  # it records, and computes nothing
+        if kept.get("drawn") != drawn:
+            kept.clear()
+            release(model)
+            before, torch.backends.cudnn.benchmark = (
+                torch.backends.cudnn.benchmark,
+                SWITCHES["benchmark"],
+            )
+            try:
+                with beside():
+                    capture(x, y)  # it records, and computes nothing
+            finally:
+                torch.backends.cudnn.benchmark = before
         kept["x"].copy_(x)
         kept["y"].copy_(y)
-        graph.replay()
+        kept["graph"].replay()
         for p, grad in zip(parameters, kept["grads"]):
             p.grad = grad
         return kept["loss"]
 
     return replay
+
+
+class OnStreams(nn.ModuleList):
+    """Experts that a loop over them finds each on a CUDA stream of its own, so that they work side
+    by side: each waits for what was before the loop, and what is after the loop for all of them.
+    What takes from several experts, a sum above all, must stand after the loop."""
+
+    def __init__(self, experts: nn.ModuleList, streams: list):
+        super().__init__(experts)
+        self.streams = streams
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        begun_on = torch.cuda.current_stream()
+        try:
+            for expert, stream in zip(super().__iter__(), self.streams):
+                stream.wait_stream(begun_on)
+                with torch.cuda.stream(stream):
+                    yield expert
+        finally:
+            for stream in self.streams:
+                begun_on.wait_stream(stream)
+
+
+def experts_on_streams(model: nn.Module) -> Callable:
+    """A context in which a loop over model.experts runs each expert on a stream of its own."""
+    streams = [torch.cuda.Stream() for _ in model.experts]  # the same in trial steps and capture
+
+    @contextmanager
+    def beside() -> Iterator[None]:
+        experts = model.experts
+        model.experts = OnStreams(experts, streams)
+        try:
+            yield
+        finally:
+            model.experts = experts
+
+    return beside
+
+
+# ---------------------------------------------------------------------------- a gathered forward
 
 
 def gather(model: nn.Module) -> None:

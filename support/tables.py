@@ -5,6 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def duration(seconds: float) -> str:
+    """As one would say it: 12.3 ms, 3.45 s, 40 s, 18 min, 2.5 h."""
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 100:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def percent(correct: Tensor) -> float | None:
     return 100 * int(correct.sum()) / len(correct) if len(correct) else None
 
