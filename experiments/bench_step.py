@@ -142,10 +142,11 @@ def our_step(loss: TrainingLoss, model: nn.Module, settings: Namespace, **how) -
 
     fast = speed.accelerate(forward_and_backward, model, settings, **how)
 
-    def step(x: Tensor, y: Tensor) -> None:
+    def step(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()
-        fast(x, y)
+        batch_loss = fast(x, y)
         optimizer.step()
+        return batch_loss
 
     return step
 

@@ -458,3 +458,18 @@ def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refuse
     assert two["predicted 1"] / one["predicted 1"] == pytest.approx(22 / 8)
     assert two["predicted 2"] / one["predicted 2"] == pytest.approx(16 / 8)
     assert "scaling.png" in refused(scaling, *flags)  # the files are there
+
+
+def test_every_way_down_is_timed_by_itself(capsys):
+    """On a CPU; each line changes something, and nothing stays changed."""
+    before = dict(speed.SWITCHES)
+    settings = bench_step.soe_settings(**TOY | {"precision": "bfloat16"}, compile=False)
+    found = bench_step.ablation(*next(batches(1)), settings, repeats=1)
+    assert list(found) == list(bench_step.ways_down(torch.device("cpu"), settings))
+    assert all(len(times) == 2 and min(times) > 0 for times in found.values())
+    assert capsys.readouterr().out.count("\n") == 1 + len(found)
+    settings.compile = True
+    changes = list(bench_step.ways_down(torch.device("cuda"), settings).values())[1:]
+    changed = {name for change in changes for name in change}
+    assert set(speed.SWITCHES) | {"graph", "compile"} <= changed and all(changes)
+    assert speed.SWITCHES == before
