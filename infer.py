@@ -20,7 +20,7 @@ from attacks import ATTACKS, Attack, attacks_at, expert_losses, routes
 from data.images import read_images
 from models import Collaboration, Ensemble, ask_experts, vote
 from support import files, options, pictures, speed
-from support.tables import percent, print_report, specialisation
+from support.tables import percent, print_answers, print_report, specialisation
 
 BATCH_SIZE = 250
 
@@ -37,32 +37,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         raise ValueError(f"{path}: its settings describe no model of this version") from None
     files.load_weights(model, checkpoint)
     return model.to(device).eval()
-
-
-# ------------------------------------------------------------------------ Algorithm 1, on images
-
-
-def describe(model: nn.Module, x: Tensor, names: list[str]) -> tuple[list[int], list[str]]:
-    """Prints what every expert says of x [N, C, H, W]; returns the answers, and as titles."""
-    logits, score = ask_experts(model, x)  # [M, N, K], [M, N]
-    predictions, answers = logits.argmax(-1), model.combine(logits, score).argmax(-1).tolist()
-    what = {"collaboration": "confidence", "mixture": "weight"}.get(model.row)
-    share = torch.softmax(score, 0) if what == "weight" else score.sigmoid()  # [M, N]
-    titles = []
-    for i, name in enumerate(names):
-        print(name)
-        answering = int(score[:, i].argmax())
-        for j in range(len(logits)):
-            says = f", {what} {share[j, i]:.3f}" if what else ""
-            note = "  <- answers" if what == "confidence" and j == answering else ""
-            print(f"  expert {j + 1}: {predictions[j, i]}{says}{note}")
-        if what == "confidence":
-            by = f"expert {answering + 1}, confidence {share[answering, i]:.2f}"
-        else:
-            by = f"the {model.row}"
-            print(f"  {model.row}: {answers[i]}")
-        titles.append(f"{answers[i]} by {by}")
-    return answers, titles
 
 
 # ------------------------------------------------------------------------------------- the table
@@ -177,20 +151,25 @@ def run(args: Namespace) -> None:
         if args.save:
             raise ValueError("--save draws images: name some, such as 0 1 2")
         x, y = data.load_as_trained(settings, args.data).test_images(device)
-        print_report(report(model, x, y, attacks), model.row, len(x), eps)
+        names = settings.get("class_names")
+        print_report(report(model, x, y, attacks), model.row, len(x), eps, names)
         return
     if args.save:
         files.check_new(Path(args.save), ".png", "--save")
     names, x, labels = read_images(args.images, settings, args.data)
-    answers, titles = describe(model, x.to(device), names)
+    classes = settings.get("class_names") or [*map(str, range(settings["num_classes"]))]
+    answers, titles = print_answers(model, x.to(device), names, classes)
     if args.save:
         # A file has no label: the attack then leads away from the clean answer.
         y = [answer if label is None else label for answer, label in zip(answers, labels)]
-        columns = {"clean": (x, titles)}
+        columns, right = {"clean": (x, titles)}, [a == b for a, b in zip(answers, y)]
         for name, attack in attacks.items():
             x_adv = attack(model, x.to(device), torch.tensor(y, device=device))
             print(f"\nafter {name} on the {model.row}, eps {eps:g}:")
-            columns[f"{name}, eps {eps:g}"] = (x_adv, describe(model, x_adv, names)[1])
+            _, titles = print_answers(model, x_adv, names, classes)
+            titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, right)]
+            columns["ten times the change"] = (0.5 + 10 * (x_adv.cpu() - x), [""] * len(x))
+            columns[f"{name}, eps {eps:g}"] = (x_adv, titles)
         files.write(Path(args.save), pictures.answers(names, columns))
         print(f"\nwrote {args.save}")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from models import rectified_score
-from support import runs
+from support import options, runs
 from train_submodel import (
     confidence_loss,
     sample_loss,
@@ -56,9 +56,12 @@ def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
 def main(argv: list[str] | None = None) -> None:
     parser = soe_parser(__doc__, "train_collab.py")
     what = "stage 2's weights of the experts: Eq. 7's, or softmax(max_k f_k * g) as in their code"
-    parser.add_argument("--weights", choices=("best", "confidence"), default="best", help=what)
+    add = parser.method.add_argument
+    add("--weights", choices=("best", "confidence"), default="best", help=what)
+    what = "epochs of stage 1; stage 2 gets the rest (default: half of --epochs)"
+    add("--stage1-epochs", type=options.count, metavar="E", help=what)
     what = "checkpoint of stage 1; all epochs are then stage 2's"
-    parser.add_argument("--submodels", metavar="FILE", help=what)
+    add("--submodels", metavar="FILE", help=what)
     with runs.start(parser, argv, "soe", model="collaboration", stages=(1, 2)) as run:
         train(run, 1, stage1_loss)
         train(run, 2, stage2_loss)

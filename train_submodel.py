@@ -124,7 +124,7 @@ def optimizer_and_schedule(
 def soe_parser(description: str, prog: str) -> options.Parser:
     """The options that all methods share, and those of the loss above."""
     parser = options.training_parser(description, prog)
-    add = parser.add_argument
+    add = parser.method.add_argument
     what = "sigma, the smoothness of the minimum in Eq. 7"
     add("--sigma", type=options.positive, default=1.0, help=what)
     lambda_ = {"dest": "lambda_", "metavar": "LAMBDA", "type": options.not_negative}

@@ -6,9 +6,11 @@ highest g_j answers, so each f_j needs to be correct on two neighbouring clouds 
 
     python xor_demo.py           # prints both accuracies, draws Figure 1 (a) and (b)
     python xor_demo.py --trap    # minimise the error of the best sub-model alone: see `trap_loss`
+    python xor_demo.py --trap --animate trap.gif    # how the trap closes
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -63,11 +65,16 @@ def trap_loss(f: Tensor, g: Tensor, y: Tensor) -> Tensor:
     return error.min(1).values.mean() + nn.functional.cross_entropy(g, error.argmin(1))
 
 
-def fit(loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Linear2, Linear2]:
-    """f and g after 500 full-batch steps of Adam from a random start."""
+def fit(
+    loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator, frames: list | None = None
+) -> tuple[Linear2, Linear2]:
+    """f and g after 500 full-batch steps of Adam from a random start; `frames` collects some of
+    (step, f, g) on the way."""
     f, g = Linear2(generator), Linear2(generator)
     optimizer = torch.optim.Adam([*f.parameters(), *g.parameters()], lr=0.05)
-    for _ in range(500):
+    for step in range(500):
+        if frames is not None and step % 10 == 0:
+            frames.append((step, deepcopy(f), deepcopy(g)))
         optimizer.zero_grad()
         loss(f(x), g(x), y).backward()
         optimizer.step()
@@ -81,45 +88,41 @@ def answer(f: Linear2, g: Linear2, x: Tensor) -> tuple[Tensor, Tensor]:
     return answering, f(x).gather(1, answering[:, None]).squeeze(1).sign()
 
 
-def accuracies(seed: int, loss: Loss = collaboration_loss) -> tuple[float, float, list]:
+def accuracies(
+    seed: int, loss: Loss = collaboration_loss, frames: list | None = None
+) -> tuple[float, float, list]:
     """Test accuracy, in percent, of the vote and of the collaboration; what Figure 1 needs."""
     generator = torch.Generator().manual_seed(seed)
     x, y = xor_samples(1000, generator)
     x_test, y_test = xor_samples(1000, generator)
     vote, _ = fit(vote_loss, x, y, generator)
-    f, g = fit(loss, x, y, generator)
+    f, g = fit(loss, x, y, generator, frames)
     with torch.no_grad():
         voted = vote(x_test).mean(1).sign()
-    answering, answered = answer(f, g, x_test)
+    _, answered = answer(f, g, x_test)
     percents = [100 * (sign == y_test).float().mean().item() for sign in (voted, answered)]
-    return *percents, [x_test, y_test, vote, f, g, answering]
+    return *percents, [x_test, y_test, vote, f, g]
 
 
-def figure_1(samples: list, titles: list[str]) -> bytes:
-    """(a) the ensemble, samples coloured by label; (b) the collaboration, by who answers. A PNG."""
-    x, y, vote, f, g, answering = samples
-    of_label, of_expert = ["$y = -1$", "$y = +1$"], ["answered by $f_1$", "answered by $f_2$"]
-    average = ("$f_1 + f_2 = 0$", "k-", vote.a.sum(0), vote.b.sum())
-    experts = [(f"$f_{j + 1} = 0$", f"C{j}-", f.a[j], f.b[j]) for j in range(2)]
-    border = ("$g_1 = g_2$", "k:", g.a[0] - g.a[1], g.b[0] - g.b[1])
-    panels = [(y > 0, of_label, [average]), (answering, of_expert, [*experts, border])]
-    figure, axes = pictures.plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
-    for axis, title, (group, names, lines) in zip(axes, titles, panels):
-        for k, name in enumerate(names):
-            for label, marker in ((1, "+"), (-1, "o")):
-                part = x[(group == k) & (y == label)]
-                style = {"color": f"C{k}", "marker": marker, "alpha": 0.5, "linewidths": 0.8}
-                axis.scatter(*part.T, s=14, label=name, **style)
-        for name, style, a, b in lines:
-            # the line a . x + b = 0: its point nearest to the origin, and its direction
-            foot, along = -b * a / a.square().sum(), torch.stack([-a[1], a[0]]) / a.norm()
-            ends = torch.stack([foot - 6 * along, foot + 6 * along])
-            axis.plot(*ends.detach().T, style, label=name)
-        axis.set(title=title, xlim=(-2.5, 2.5), ylim=(-2.5, 2.8), aspect="equal")
-        axis.set(xlabel="$x_1$", ylabel="$x_2$")
-        handles = {name: handle for handle, name in zip(*axis.get_legend_handles_labels())}
-        axis.legend(handles.values(), handles, fontsize=7, loc="upper center", ncols=3)
-    return pictures.as_png(figure)
+@torch.no_grad()
+def constant(f: Linear2, x: Tensor) -> bool:
+    """Do f_1 and f_2 say +1 and -1 (nearly) everywhere, so that g alone decides?"""
+    mean = f(x).sign().mean(0)  # [2]
+    return mean.abs().min() > 0.9 and mean.prod() < 0
+
+
+@torch.no_grad()
+def figure_1(samples: list, titles: list[str]) -> pictures.Figure:
+    """(a) the ensemble, (b) the collaboration: the samples, what is answered where, and by whom."""
+    x, y, vote, f, g = samples
+    vote_lines = [("$f_1 + f_2 = 0$", "k-", vote.a.sum(0), vote.b.sum())]
+    lines = [(f"$f_{j + 1} = 0$", style, f.a[j], f.b[j]) for j, style in enumerate(("k-", "k--"))]
+    lines += [("$g_1 = g_2$: who answers", "k:", g.a[0] - g.a[1], g.b[0] - g.b[1])]
+    panels = [
+        (titles[0], lambda z: (vote(z).mean(1).sign(), None), vote_lines),
+        (titles[1], lambda z: answer(f, g, z)[::-1], lines),
+    ]
+    return pictures.plane(x, y, panels)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -128,17 +131,30 @@ def main(argv: list[str] | None = None) -> None:
     what = "of samples and start (default: 0)"
     parser.add_argument("--seed", type=options.seed, default=0, help=what)
     parser.add_argument("--out", metavar="PNG", help="the picture (default: xor.png, xor-2.png ..)")
+    parser.add_argument("--animate", metavar="GIF", help="also draw the training of f and g")
     args = parser.parse_args(argv)
     out = Path(args.out) if args.out else files.first_free(Path(), "xor", ".png")
     with parser.errors_in_one_line():
         files.check_new(out, ".png", "--out")
-        loss = trap_loss if args.trap else collaboration_loss
-        vote, collaboration, samples = accuracies(args.seed, loss)
+        if args.animate:
+            files.check_new(Path(args.animate), ".gif", "--animate")
+        loss, frames = trap_loss if args.trap else collaboration_loss, []
+        vote, collaboration, samples = accuracies(args.seed, loss, frames)
         print(f"ensemble (average of two linear sub-models): {vote:.1f} % of 1000 test samples")
         print(f"collaboration (two linear f, linear g):      {collaboration:.1f} %")
         titles = [f"(a) ensemble: {vote:.1f} %", f"(b) collaboration: {collaboration:.1f} %"]
-        files.write(out, figure_1(samples, titles))
+        if constant(samples[3], samples[0]):
+            print("f_1 and f_2 are the same everywhere, so only g decides: it is linear, like (a).")
+        files.write(out, pictures.as_png(figure_1(samples, titles)))
         print(f"wrote {out}")
+        if args.animate:
+            x, y, voted, *_ = samples
+            drawn = (
+                figure_1([x, y, voted, f, g], [titles[0], f"(b) collaboration, step {step}"])
+                for step, f, g in frames
+            )
+            files.write(Path(args.animate), pictures.as_gif(drawn))
+            print(f"wrote {args.animate}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def check(settings: Namespace) -> None:
 def parser() -> options.Parser:
     parser = options.training_parser(__doc__, "-m baselines.adp", options.radius_or_0)
     parser.set_defaults(optimizer="adam")
-    add, weight = parser.add_argument, options.not_negative
+    add, weight = parser.method.add_argument, options.not_negative
     add("--entropy", type=weight, default=2.0, help="alpha, the weight of the mean's entropy")
     add("--diversity", type=weight, default=0.5, help="beta, the weight of the log determinant")
     return parser

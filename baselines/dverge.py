@@ -120,7 +120,7 @@ def check(settings: Namespace) -> None:
 
 def parser() -> options.Parser:
     parser = options.training_parser(__doc__, "-m baselines.dverge", options.radius_or_0)
-    add, positive = parser.add_argument, options.positive
+    add, positive = parser.method.add_argument, options.positive
     what = "how far an image is moved towards another's features"
     add("--distill-eps", type=positive, default=0.07, help=what)
     add("--distill-alpha", type=positive, default=0.007, help="size of a step towards them")

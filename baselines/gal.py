@@ -68,7 +68,7 @@ def prepare(model: nn.Module) -> nn.Module:
 def parser() -> options.Parser:
     parser = options.training_parser(__doc__, "-m baselines.gal", options.radius_or_0)
     parser.set_defaults(optimizer="adam", precision="float32")
-    add, weight = parser.add_argument, options.not_negative
+    add, weight = parser.method.add_argument, options.not_negative
     add("--coherence", type=weight, default=0.5, help="lambda, the weight of the alignment")
     add("--slope", type=weight, default=0.1, help="slope of the leaky ReLUs")
     what = "standard deviation of the noise on half of the images"

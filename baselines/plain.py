@@ -63,7 +63,7 @@ def check(settings: Namespace) -> None:
 
 def parser() -> options.Parser:
     parser = options.training_parser(__doc__, "-m baselines.plain", options.radius_or_0)
-    add = parser.add_mutually_exclusive_group().add_argument
+    add = parser.method.add_mutually_exclusive_group().add_argument
     add("--together", action="store_true", help="attack the vote, not each member alone")
     add("--jointly", action="store_true", help="and train the vote's cross-entropy")
     return parser

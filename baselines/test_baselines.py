@@ -18,6 +18,7 @@ from experiments import evaluate
 from experiments.fixtures import SMALL, interrupt, same_weights, train_small
 from models import Ensemble, Mixture, ResNet
 from support import files
+from support.tables import print_answers
 from train_submodel import best_expert_loss, training_attack
 
 WAYS = {  # every method, and every way to run it
@@ -423,7 +424,9 @@ def test_infer_gives_the_answer_of_the_vote_not_of_the_first_member(capsys):
     weights = torch.zeros(3, 10, 64)
     weights[0, 3], weights[1:, 7] = 0.01, 1.0
     model = Ensemble([Linear(w) for w in weights])
-    answers, titles = infer.describe(model, torch.ones(1, 1, 8, 8), ["an image"])
+    answers, titles = print_answers(
+        model, torch.ones(1, 1, 8, 8), ["an image"], [*map(str, range(10))]
+    )
     assert answers == [7] and titles == ["7 by the vote"]
     assert "  expert 1: 3\n" in capsys.readouterr().out
 

@@ -1,4 +1,5 @@
-"""Data sets and their batches: `digits` (built in), `cifar10` (downloaded), one's own `FILE.npz`.
+"""Data sets and their batches: `digits` (built in), `cifar10` (downloaded), one's own `FILE.npz`,
+or a folder of images (data/folder.py).
 
 `digits.npz` holds the 1,797 handwritten 8 x 8 digits of the test set of UCI's "Optical Recognition
 of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, doi 10.24432/C50P49, CC BY 4.0), the ones
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import CIFAR10
+
+from data import folder
 
 PARTS = ("train", "test")
 FOLDER = Path(__file__).parent
@@ -41,7 +44,11 @@ class Data:
     x_test: Tensor
     y_test: Tensor
     name: str
-    num_classes: int
+    class_names: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -105,24 +112,32 @@ def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def load(name_or_path: str) -> Data:
-    """The data set called `digits` or `cifar10`, or the one in a file FILE.npz.
+def load(name_or_path: str, size: int | None = None, test_share: float | None = None) -> Data:
+    """The data set called `digits` or `cifar10`, or the one in a file FILE.npz, or in a folder with
+    a folder of images for each class, for which alone `size` and `test_share` are: see folder.py.
 
     Raises ValueError for an unknown name or a file with wrong contents, OSError for one that
     is missing or cannot be read or downloaded.
     """
+    path = Path(name_or_path)
+    if name_or_path not in ("digits", "cifar10") and path.is_dir():
+        arrays, class_names = folder.from_folder(path, size, test_share)
+        return _check(path.resolve().name, *arrays, class_names)
+    if size is not None or test_share is not None:
+        raise ValueError(f"--size and --test-share are for folders of images; {path} is none")
     if name_or_path == "digits":
         return _from_npz(FOLDER / "digits.npz")
     if name_or_path == "cifar10":
         return _cifar10()
     if name_or_path.endswith(".npz"):
         return _from_npz(Path(name_or_path))
-    raise ValueError(f"unknown data {name_or_path!r}: give digits, cifar10 or a FILE.npz")
+    raise ValueError(f"unknown data {name_or_path!r}: give digits, cifar10, a FILE.npz or a folder")
 
 
 def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
     """The data set that a model was trained on. Raises ValueError where it is another."""
-    found = load(moved_to or settings["data"])
+    how = {key: settings.get(key) for key in ("size", "test_share")}  # None: not from a folder
+    found = load(moved_to or settings["data"], **how)
     theirs = (settings["num_classes"], list(settings["image_shape"]))
     if (found.num_classes, list(found.image_shape)) != theirs:
         raise ValueError(
@@ -140,7 +155,8 @@ def _cifar10() -> Data:
             f"CIFAR-10 is not in {FOLDER} and cannot be downloaded ({error}): put "
             "cifar-10-python.tar.gz there, or use --data digits, which needs no download"
         ) from None
-    return _check("cifar10", train.data, train.targets, test.data, test.targets)
+    arrays = (train.data, train.targets, test.data, test.targets)
+    return _check("cifar10", *arrays, train.classes)
 
 
 def _from_npz(path: Path) -> Data:
@@ -169,8 +185,8 @@ def _from_npz(path: Path) -> Data:
     return _check(path.name if built_in else path.stem, *arrays)
 
 
-def _check(name: str, x_train, y_train, x_test, y_test) -> Data:
-    """The four arrays as tensors, once they fit each other."""
+def _check(name: str, x_train, y_train, x_test, y_test, class_names=None) -> Data:
+    """The four arrays as tensors, once they fit each other. Classes without names are numbers."""
     tensors, num_classes = {}, None
     for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         x, y = np.asarray(x), np.asarray(y)
@@ -214,4 +230,4 @@ def _check(name: str, x_train, y_train, x_test, y_test) -> Data:
             f"{name}: x_train has images of shape {x_train.shape[1:]} and x_test "
             f"of {x_test.shape[1:]}: they must be the same"
         )
-    return Data(**tensors, name=name, num_classes=num_classes)
+    return Data(**tensors, name=name, class_names=class_names or [*map(str, range(num_classes))])

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 import data
+
+ORIENTATION = ExifTags.Base.Orientation
 
 
 def read_images(
@@ -20,7 +23,7 @@ def read_images(
     dataset, names, images, labels = None, [], [], []
     for word in words:
         if Path(word).exists() or not word.isdecimal():
-            image, changes = read_image(word, settings["image_shape"])
+            image, changes = read_image(word, settings["image_shape"], settings.get("ground"))
             if changes:
                 print(f"{word}: {', '.join(changes)}")
             name, label = word, None
@@ -37,31 +40,68 @@ def read_images(
     return names, torch.stack(images), labels
 
 
-def read_image(path: str, image_shape: list[int]) -> tuple[Tensor, list[str]]:
-    """An image file as [C, H, W] in [0, 1], and what had to be changed to make it fit.
+def open_image(path: str | Path) -> tuple[Image.Image, list[str]]:
+    """An image file, turned as its camera says and without transparency, and what was changed.
 
     Raises FileNotFoundError, or ValueError for what is no image, or has over 8 bits a channel.
     """
-    channels, height, width = image_shape
     try:
         with Image.open(path) as file:
-            image = file.copy()
+            image, turned = ImageOps.exif_transpose(file), file.getexif().get(ORIENTATION, 1) != 1
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ValueError(f"cannot read {path} as an image: give a PNG or JPEG file") from None
     if image.mode[0] in "IF":
         raise ValueError(f"{path} has more than 8 bits a channel: save it with 8")
-    mode, changes = "L" if channels == 1 else "RGB", []
+    changes = ["turned upright"] if turned else []
     if image.has_transparency_data:
         changes.append("put on white where transparent")
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image, changes
+
+
+def fit(image: Image.Image, mode: str, width: int, height: int) -> tuple[np.ndarray, list[str]]:
+    """uint8 [H, W] or [H, W, 3], and what was changed: colours; what is cut off of a longer side,
+    so that nothing is squeezed; size. `mode` is L or RGB."""
+    changes = []
     if image.mode != mode:
         changes.append(f"converted from {image.mode} to {mode}")
         image = image.convert(mode)
+    scale = min(image.width / width, image.height / height)
+    w, h = max(1, round(scale * width)), max(1, round(scale * height))
+    if (w, h) != image.size:
+        changes.append(f"cropped from {image.width} x {image.height} to {w} x {h}, the middle")
+        left, top = (image.width - w) // 2, (image.height - h) // 2
+        image = image.crop((left, top, left + w, top + h))
     if image.size != (width, height):
         changes.append(f"resized from {image.width} x {image.height} to {width} x {height}")
         image = image.resize((width, height), Image.Resampling.BOX)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(height, width, channels).permute(2, 0, 1).float() / 255, changes
+    return np.array(image), changes
+
+
+def read_image(
+    path: str, image_shape: list[int], ground: float | None = None
+) -> tuple[Tensor, list[str]]:
+    """An image file as [C, H, W] in [0, 1], and what a user should know of it.
+
+    `ground` is the `border` of the training images. Raises as `open_image`.
+    """
+    channels, height, width = image_shape
+    image, changes = open_image(path)
+    pixels, more = fit(image, "L" if channels == 1 else "RGB", width, height)
+    x = torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1).float() / 255
+    if ground is not None and abs(border(x) - ground) > 0.5 and abs(ground - 0.5) > 0.3:
+        kind = ("dark", "light") if ground < 0.5 else ("light", "dark")
+        more.append(
+            "looks inverted: the training images' ground is {}, this one's {}".format(*kind)
+        )
+    return x, changes + more
+
+
+def border(x: Tensor) -> float:
+    """The mean of the outermost pixels of images [..., H, W]."""
+    inner = x[..., 1:-1, 1:-1]
+    outer = x.sum() - inner.sum()
+    return float(outer / (x.numel() - inner.numel()))

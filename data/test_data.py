@@ -1,6 +1,8 @@
 """Statements about data that must hold: the digits, batches, one's own files and images."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 import data
 import infer
 import train_collab
-from data.images import read_image, read_images
+from data.images import border, read_image, read_images
 from experiments.fixtures import arrays, train_small
 
 
@@ -26,7 +28,7 @@ def test_digits_are_split_1437_to_360():
 
 def test_a_table_shows_a_fixed_choice_of_at_most_1000_test_images():
     x = torch.arange(1200).remainder(256).byte().view(1200, 1, 1, 1).expand(-1, 1, 8, 8)
-    many = data.Data(x, torch.arange(1200), x, torch.arange(1200), "many", 1200)
+    many = data.Data(x, torch.arange(1200), x, torch.arange(1200), "many", ["a", "b"])
     images, labels = many.test_images("cpu")
     assert len(labels.unique()) == 1000 and labels.max() > 1000
     assert torch.equal((images[:, 0, 0, 0] * 255).round().long(), labels % 256)
@@ -170,13 +172,141 @@ def test_an_image_of_any_mode_is_made_to_fit(mode, colour, expected, changes, tm
     torch.testing.assert_close(image, everywhere)
 
 
-def test_an_image_of_another_size_is_squeezed(tmp_path):
-    pixels = np.zeros((20, 32), np.uint8)
-    pixels[:, 16:] = 255  # black on the left, white on the right
+def test_an_image_of_another_shape_is_cropped_and_not_squeezed(tmp_path):
+    pixels = np.zeros((16, 32), np.uint8)
+    pixels[:, 16:], pixels[:, :8], pixels[:, 24:] = 255, 99, 99  # the middle: black, then white
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     image, said = read_image(str(tmp_path / "wide.png"), [1, 8, 8])
-    assert said == ["resized from 32 x 20 to 8 x 8"]
+    assert said == [
+        "cropped from 32 x 16 to 16 x 16, the middle",
+        "resized from 16 x 16 to 8 x 8",
+    ]
     assert (image[:, :, :4] == 0).all() and (image[:, :, 4:] == 1).all()
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
+    upright = Image.fromarray(
+        np.repeat(np.uint8([[0, 255]]), 8, 0).repeat(4, 1)
+    )  # black on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    upright.rotate(90).save(tmp_path / "photo.png", exif=exif)
+    image, said = read_image(str(tmp_path / "photo.png"), [1, 8, 8])
+    assert said == ["turned upright"]
+    assert (image[:, :, :4] == 0).all() and (image[:, :, 4:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "ground, shade, inverted",
+    [(0.1, 255, True), (0.1, 30, False), (0.9, 0, True), (0.9, 230, False), (0.5, 255, False)],
+)
+def test_an_image_with_the_wrong_ground_looks_inverted(ground, shade, inverted, tmp_path):
+    Image.new("L", (8, 8), shade).save(tmp_path / "image.png")
+    _, said = read_image(str(tmp_path / "image.png"), [1, 8, 8], ground)
+    assert any("looks inverted" in line for line in said) == inverted
+
+
+def test_a_border_is_the_outermost_pixels():
+    x = torch.zeros(2, 1, 4, 4)
+    x[:, :, 1:-1, 1:-1] = 1
+    assert border(x) == 0 and border(1 - x) == 1
+
+
+# ------------------------------------------------------------------------------- folders of images
+
+
+def a_folder(path, parts=("train", "test"), classes="cat dog".split(), count=10, **how):
+    """Class folders of noise; a cat is dark and a dog is light."""
+    rng = np.random.default_rng(0)
+    for part in parts or ("",):
+        for k, name in enumerate(classes):
+            (path / part / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                pixels = rng.integers(200 * k, 200 * k + 50, (12, 20, 3), dtype=np.uint8)
+                image = Image.fromarray(pixels).convert(how.get("mode", "RGB"))
+                image.save(path / part / name / f"{i}.png")
+    return path
+
+
+@pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1)])
+def test_a_folder_of_images_is_a_data_set(mode, channels, tmp_path):
+    pets = data.load(str(a_folder(tmp_path / "pets", mode=mode)), 16)
+    assert pets.x_train.shape == (20, channels, 16, 16) and pets.x_test.shape == pets.x_train.shape
+    assert pets.class_names == ["cat", "dog"] and pets.name == "pets"
+    assert torch.equal(pets.y_train, (pets.x_train.float().mean((1, 2, 3)) > 128).long())
+
+
+def test_a_folder_without_parts_is_split_class_by_class_and_always_alike(tmp_path):
+    path = str(a_folder(tmp_path / "pets", parts=(), count=10))
+    pets, again = (data.load(path, test_share=0.3) for _ in range(2))
+    assert len(pets.y_test) == 6 and int(pets.y_test.sum()) == 3 and len(pets.y_train) == 14
+    assert pets.checksum == again.checksum and pets.x_train.shape[2:] == (32, 32)
+    both = torch.cat([pets.x_train, pets.x_test]).flatten(1).unique(dim=0)
+    assert len(both) == 20  # no image is in both parts
+
+
+def test_a_run_on_a_folder_names_its_classes_everywhere(tmp_path, capsys):
+    path = str(a_folder(tmp_path / "pets", count=20))
+    train_small(tmp_path / "run", "--data", path, "--size", "8", "--epochs", "2")
+    assert re.search("^ +cat +dog$", capsys.readouterr().out, re.M)
+    infer.main([str(tmp_path / "run"), "0", f"{path}/test/dog/0.png"])
+    out = capsys.readouterr().out
+    assert "test image 0, label cat" in out and "expert 1: cat" in out or "expert 1: dog" in out
+    infer.main([str(tmp_path / "run")])
+    assert re.search("^ +cat +dog$", capsys.readouterr().out, re.M)
+
+
+def broken(path, kind):
+    a_folder(path, parts=() if kind == "single" else ("train", "test"))
+    if kind == "unreadable":
+        (path / "train" / "cat" / "3.png").write_text("no image")
+    if kind == "one class":
+        shutil.rmtree(path / "train" / "cat")
+    if kind == "other class":
+        (path / "test" / "dog").rename(path / "test" / "fox")
+    if kind == "one part":
+        shutil.rmtree(path / "test")
+    if kind == "empty class":
+        (path / "train" / "eel").mkdir()
+    if kind == "single":
+        for i in range(1, 10):
+            (path / "cat" / f"{i}.png").unlink()
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("unreadable", "1 of the 40 files cannot be read as images"),
+        ("one class", "one class, dog"),
+        ("other class", "classes that train lacks: fox"),
+        ("one part", "only one of the folders train and test"),
+        ("empty class", "eel"),
+        ("single", "a class has one image"),
+    ],
+)
+def test_a_wrong_folder_is_refused_in_one_line(kind, message, tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    broken(tmp_path / "pets", kind)
+    assert message in refused(train_collab, "--data", "pets")
+    assert os.listdir() == ["pets"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--data pets --size 10", "multiple of 4"),
+        ("--data pets --test-share 0.5", "has its own folder test"),
+        ("--data pets --test-share 1", "(0, 1)"),
+        ("--size 16", "for folders of images"),
+    ],
+)
+def test_options_of_a_folder_are_checked(flags, message, tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    a_folder(tmp_path / "pets")
+    assert message in refused(train_collab, *flags.split())
+
+
+# ------------------------------------------------------------------------ words of a command line
 
 
 def test_a_word_is_a_file_where_there_is_one_else_a_test_image(tmp_path, monkeypatch, capsys):

@@ -252,7 +252,7 @@ def run(args: Namespace) -> None:
         made = attacks_at(made_here, model, eps, *how)
         results[eps] = report(model, x, y, made, transfer, seeds)
         results[eps]["doubts"] = doubts(model, x, y, results[eps]["table"][model.row])
-        print_report(results[eps], model.row, len(x), eps)
+        print_report(results[eps], model.row, len(x), eps, dataset.class_names)
         print_referee(results[eps])
     path = files.first_free(folder, "attacks", ".json", ".png")
     content = {

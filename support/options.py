@@ -25,10 +25,11 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with exit status 2."""
 
     def __init__(self, description: str, prog: str):
-        super().__init__(prog, description=description, formatter_class=Formatter)
+        super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
 
     def error(self, message: object):
-        line = f"{self.prog}: error: {' '.join(str(message).split())}\n"
+        name = self.prog.removeprefix("python ").removeprefix("-m ")
+        line = f"{name}: error: {' '.join(str(message).split())}\n"
         self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)  # torchrun starts many
 
     @contextmanager
@@ -55,9 +56,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(text: str, what: str, allowed) -> float:
+    """A number, or a fraction such as 8/255."""
     try:
-        value = float(text)
-    except ValueError:
+        above, *below = map(float, text.split("/"))
+        value = above / below[0] if len(below) == 1 else float(text)
+    except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is no number: it must {what}") from None
     if not allowed(value):
         raise argparse.ArgumentTypeError(f"{text} is out of range: it must {what}")
@@ -80,6 +83,10 @@ def not_negative(text: str) -> float:
     return number(text, "be 0 or more", lambda v: 0 <= v < math.inf)
 
 
+def share(text: str) -> float:
+    return number(text, "lie in (0, 1)", lambda v: 0 < v < 1)
+
+
 def count(text: str) -> int:
     return int(number(text, "be a whole number, at least 1", lambda v: v >= 1 and v.is_integer()))
 
@@ -99,19 +106,33 @@ def seed(text: str) -> int:
 
 def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
     """A parser of the options that all methods share. A method adds those of its own loss."""
-    parser = Parser(description, prog)
-    add, flag = parser.add_argument, argparse.BooleanOptionalAction
-    add("--data", default="digits", help="digits, cifar10, or the path of a FILE.npz")
-    what = "epsilon, the attack's radius: l-infinity, pixels in [0, 1]"
-    add("--eps", type=eps_type, default=0.03, help=what)
+    parser, flag = Parser(description, prog), argparse.BooleanOptionalAction
+    add = parser.add_argument_group("the run").add_argument
+    what = "digits, cifar10, a FILE.npz, or a folder with a folder of images for each class"
+    add("--data", default="digits", help=what)
+    what = "side that the images of a folder are scaled to, a multiple of 4 (default: 32)"
+    add("--size", type=count, help=what)
+    what = "share of a folder's images for testing, where it has no train and test (default: 0.2)"
+    add("--test-share", type=share, help=what)
+    what = "folder of the run (default: a new one in runs, named by its settings)"
+    add("--out", metavar="DIR", help=what)
+    add("--resume", metavar="DIR", help="resume the run in this folder")
+    what = "seed of the weights, the order of images and all else that is random"
+    add("--seed", type=seed, default=0, help=what + " (default: 0)")
+    parser.method = parser.add_argument_group("the method")
+    add = parser.method.add_argument
     add("--n", type=count, default=3, help="M, the number of experts")
     add("--depth", type=int, default=20, help="depth of each ResNet, 6n + 2")
+    add = parser.add_argument_group("the attack in training, PGD").add_argument
+    what = "epsilon, its radius: l-infinity, pixels in [0, 1], or a fraction such as 8/255"
+    add("--eps", type=eps_type, default=0.03, help=what)
+    add("--steps", type=count, default=10, help="S, its steps")
+    add("--alpha", type=positive, help="alpha, the size of a step (default: eps / 3)")
+    what = "start at a random point of the ball"
+    add("--random-start", action=flag, default=False, help=what)
+    add = parser.add_argument_group("learning").add_argument
     what = "epochs of all stages together (default: 16 on digits, else 100)"
     add("--epochs", type=count, help=what)
-    add("--steps", type=count, default=10, help="steps of the training attack, PGD")
-    add("--alpha", type=positive, help="alpha, the size of such a step (default: eps / 3)")
-    what = "start that attack at a random point of the ball"
-    add("--random-start", action=flag, default=False, help=what)
     add("--batch-size", type=count, default=128, help="training images a step")
     what = "SGD with momentum 0.9, or Adam"
     add("--optimizer", choices=("sgd", "adam"), default="sgd", help=what)
@@ -119,21 +140,17 @@ def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
     add("--lr", type=positive, help=what)
     what = "random crop and flip (default: for 32 x 32 colour images)"
     add("--augment", action=flag, help=what)
-    what = "seed of the weights, the order of images and all else that is random"
-    add("--seed", type=seed, default=0, help=what + " (default: 0)")
-    what = "folder of the run (default: a new one in runs, named by its settings)"
-    add("--out", metavar="DIR", help=what)
-    add("--resume", metavar="DIR", help="resume the run in this folder")
-    add_device(parser)
+    group = parser.add_argument_group("the machine")
+    add_device(group)
     what = "torch.compile the networks; the first step then takes a minute (default: on a GPU)"
-    add("--compile", action=flag, help=what)
-    add("--graph", action=flag, help="a step as one CUDA graph (default: on a GPU)")
+    group.add_argument("--compile", action=flag, help=what)
+    group.add_argument("--graph", action=flag, help="a step as one CUDA graph (default: on a GPU)")
     what = "of training; evaluation is float32 (default: bfloat16 where the hardware has it)"
-    add("--precision", choices=("bfloat16", "float32"), help=what)
+    group.add_argument("--precision", choices=("bfloat16", "float32"), help=what)
     return parser
 
 
-def add_device(parser: Parser) -> None:
+def add_device(parser: argparse._ActionsContainer) -> None:
     what = "cuda, mps or cpu (default: the first of them that is there)"
     parser.add_argument("--device", help=what)
 

@@ -3,48 +3,109 @@
 import io
 import itertools
 import math
+from collections.abc import Callable, Iterable
 
 import matplotlib
+import torch
+from PIL import Image
+from torch import Tensor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from torch import Tensor
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 
-def as_png(figure: plt.Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     return buffer.getvalue()
 
 
+def as_gif(figures: Iterable[Figure], seconds: float = 0.12) -> bytes:
+    """One after the other, the last for two seconds."""
+    frames = [Image.open(io.BytesIO(as_png(figure))).convert("RGB") for figure in figures]
+    palette = frames[-1].quantize(64)
+    frames = [frame.quantize(64, palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    times, buffer = [int(1000 * seconds)] * (len(frames) - 1) + [2000], io.BytesIO()
+    how = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
+    frames[0].save(buffer, "gif", optimize=True, **how)
+    return buffer.getvalue()
+
+
+def plane(x: Tensor, y: Tensor, panels: list[tuple[str, Callable, list]]) -> Figure:
+    """Points x [N, 2] with labels y [N], -1 or +1, and for each panel (title, rule, lines) what is
+    answered where: rule(z [B, 2]) -> (the answer's sign [B], who gives it [B], or None), and lines
+    (name, style, a [2], b) where a . x + b = 0. Colours and symbols mean labels throughout."""
+    colours, side = {-1: "C0", 1: "C1"}, torch.linspace(-2.5, 2.5, 200)
+    grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)  # [200, 200, 2]
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 5.4), layout="constrained")
+    shades = {
+        f"answered there: ${label:+d}$": Rectangle((0, 0), 1, 1, color=colour, alpha=0.15)
+        for label, colour in colours.items()
+    }
+    told = {}
+    for axis, (title, rule, lines) in zip(axes, panels):
+        sign, answering = rule(grid.view(-1, 2))
+        shade = {"colors": list(colours.values()), "alpha": 0.15}
+        axis.contourf(side, side, sign.view(200, 200), [-2, 0, 2], **shade)
+        for label, marker in ((-1, "o"), (1, "+")):
+            style = {"color": colours[label], "marker": marker, "linewidths": 0.8, "s": 14}
+            axis.scatter(*x[y == label].T, label=f"sample, $y = {label:+d}$", **style)
+        for name, style, a, b in lines:
+            # the line a . x + b = 0: its point nearest to the origin, and its direction
+            foot, along = -b * a / a.square().sum(), torch.stack([-a[1], a[0]]) / a.norm()
+            ends = torch.stack([foot - 9 * along, foot + 9 * along])
+            axis.plot(*ends.T, style, label=name)
+        for j in range(2) if answering is not None else ():
+            mine = grid[10:-10:10, 20:-20:10][(answering == j).view(200, 200)[10:-10:10, 20:-20:10]]
+            if len(mine):  # where no samples are
+                where = mine[torch.cdist(mine, x).min(1).values.argmax()]
+                box = {"facecolor": "white", "edgecolor": "black", "boxstyle": "round"}
+                axis.text(*where, f"$f_{j + 1}$ answers", ha="center", fontsize=9, bbox=box)
+        axis.set(title=title, xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
+        axis.set(xlabel="$x_1$", ylabel="$x_2$")
+        told |= {name: handle for handle, name in zip(*axis.get_legend_handles_labels())}
+    told |= shades
+    figure.legend(told.values(), told, fontsize=8, loc="outside lower center", ncols=4)
+    return figure
+
+
 def curves(history: list[dict]) -> bytes:
-    """A run's history: loss, accuracy, and each expert's share of the images."""
+    """A run's history: loss, accuracy, and each expert's share of the images; a stage's loss is not
+    another's, so that each has a line of its own."""
     epochs = [entry["epoch"] for entry in history]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    left.plot(epochs, [entry["loss"] for entry in history], "k.-")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for stage in dict.fromkeys(entry["stage"] for entry in history):
+        mine = [entry for entry in history if entry["stage"] == stage]
+        values = [[entry[key] for entry in mine] for key in ("epoch", "loss")]
+        left.plot(*values, ".-" if stage == 1 else "s--", color="k", ms=4, label=f"stage {stage}")
     left.set_title("training loss")
-    middle.plot(epochs, [entry["accuracy"] for entry in history], "k.-")
-    middle.set_title("accuracy on clean training images (%)")
-    lines = {key: line for key, line in {"answered": "-", "best": ":"}.items() if key in history[0]}
-    for j in range(len(history[0]["best"])):
+    middle.plot(epochs, [entry["accuracy"] for entry in history], "k.-", label="clean")
+    if "robust" in history[0]:
+        middle.plot(epochs, [entry["robust"] for entry in history], "ks--", ms=4, label="attacked")
+    middle.set_title("accuracy on training images (%)")
+    lines = {"answered": "-", "best": ":"}
+    lines = {key: line for key, line in lines.items() if key in history[0]}
+    for j, marker in zip(range(len(history[0]["best"])), itertools.cycle("osD^v<>p")):
         for key, line in lines.items():
-            share = [entry[key][j] for entry in history]
-            right.plot(epochs, share, line, color=f"C{j}", label=f"expert {j + 1}, {key}")
-    right.set_title(f"share of images (%): {', '.join(lines)}")
-    right.set_ylim(0, 100)
-    right.legend(fontsize=7, ncols=2)
+            share, style = [entry[key][j] for entry in history], {"marker": marker, "ms": 4}
+            right.plot(epochs, share, line, color=f"C{j}", label=f"expert {j + 1} {key}", **style)
+    right.set_title("share of the clean images (%)")
+    told = {"answered": "answered: its confidence is highest", "best": "best: its loss is lowest"}
+    right.set_xlabel("epoch\n" + "\n".join(told[key] for key in lines))
+    right.set_ylim(-2, 102)
+    middle.set_ylim(-2, 102)
     for axis in (left, middle, right):
-        axis.set_xlabel("epoch; the gray line: stage 2 begins" if _stages(history) > 1 else "epoch")
+        axis.set_xlabel(axis.get_xlabel() or "epoch")
+        axis.legend(fontsize=7, ncols=len(lines) if axis is right else 1)
+        axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
         for before, after in zip(history, history[1:]):
             if before["stage"] != after["stage"]:
                 axis.axvline(after["epoch"] - 0.5, color="gray", linewidth=0.8)
     return as_png(figure)
-
-
-def _stages(history: list[dict]) -> int:
-    return len({entry["stage"] for entry in history})
 
 
 def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
@@ -114,13 +175,14 @@ def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
 def answers(names: list[str], columns: dict[str, tuple[Tensor, list[str]]]) -> bytes:
     """A row for each name, a column {heading: (images [N, C, H, W] in [0, 1], their titles)}."""
     rows = len(names)
-    figure, axes = plt.subplots(
-        rows, len(columns), figsize=(5.5, 2.6 * rows), squeeze=False, layout="constrained"
-    )
+    size = (2.7 * len(columns), 2.6 * rows)
+    how = {"figsize": size, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(rows, len(columns), **how)
     for column, (heading, (images, titles)) in enumerate(columns.items()):
         for row, (image, title) in enumerate(zip(images.cpu(), titles)):
             axis = axes[row, column]
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            image = image.clamp(0, 1).permute(1, 2, 0).squeeze(-1)
+            axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             axis.set_title(f"{heading}\n{title}" if row == 0 else title, fontsize=9)
             if column == 0:

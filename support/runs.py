@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import attacks
 import data
 import models
 from attacks import expert_losses
+from data import images
 from support import files, options, pictures, ranks, speed, tables
 
 
@@ -74,7 +76,7 @@ def _set_up(
         if dataset.checksum != settings.data_checksum:
             raise ValueError(f"{settings.data} holds other images than those of the run")
     else:
-        dataset = data.load(settings.data)
+        dataset = data.load(settings.data, settings.size, settings.test_share)
     fill_in(settings, dataset)
     if min(settings.batch_size, len(dataset.x_train)) % ranks.count():
         what = f"{ranks.count()} ranks cannot share a batch"
@@ -139,7 +141,7 @@ class Run:
         how = "nothing was trained yet"
         if (self.out / "model.pt").exists():
             folder = shlex.quote(str(self.out))
-            how = f"to resume: python {self.parser.prog} --resume {folder}"
+            how = f"to resume: {self.parser.prog} --resume {folder}"
         if isinstance(error, FloatingPointError):
             self.parser.error(error)
         if isinstance(error, files.SaveError):
@@ -181,10 +183,12 @@ class Run:
                 entry |= {"lr": lr, "seconds": time.perf_counter() - start}
                 self.history.append(entry)
                 self._save(optimizer, scheduler)
+                attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
                 if self.bar.disable or not sys.stdout.isatty():
                     print(
-                        f"stage {stage}, epoch {epoch}/{total}: loss {entry['loss']:.3f}, clean "
-                        f"training accuracy {entry['accuracy']:.1f} %, {entry['seconds']:.1f} s",
+                        f"stage {stage}, epoch {epoch}/{total}: loss {entry['loss']:.3f}, training "
+                        f"accuracy {entry['accuracy']:.1f} % clean{attacked}, "
+                        f"{entry['seconds']:.1f} s",
                         flush=True,
                     )
         stage_has_ended = self.history[-1]["stage"] == stage  # now, and not in an earlier run
@@ -211,7 +215,7 @@ class Run:
         if self.taken == 25:
             batch_loss.item()
             seconds = (time.perf_counter() - self.since) / 20 * self.left
-            self.bar.write(f"{tables.duration(seconds)} left in this stage, about", sys.stdout)
+            self.bar.write(f"about {tables.duration(seconds)} left in this stage", sys.stdout)
 
     def _end_epoch(self, stage: int, epoch: int) -> dict:
         """The epoch's entry in the history. Raises FloatingPointError."""
@@ -226,7 +230,10 @@ class Run:
                 f"(it is {self.settings.lr:g})"
             )
         entry = {"stage": stage, "epoch": len(self.history) + 1, "loss": loss}
-        return entry | shares(self.model, self.x_train, self.y_train)
+        entry |= shares(self.model, self.x_train, self.y_train)
+        if self.settings.eps:
+            entry["robust"] = robust(self.model, self.x_train, self.y_train, self.settings)
+        return entry
 
     def _save(self, optimizer, scheduler) -> None:
         self.checkpoint = {
@@ -250,11 +257,12 @@ class Run:
         settings = self.settings
         speed.release(self.model)
         torch.manual_seed(settings.seed)
-        x, y = self.dataset.test_images(self.device)
+        dataset = self.dataset
+        x, y = dataset.test_images(self.device)
         result = report(self.model, x, y, settings.eps)
-        tables.print_report(result, self.model.row, len(x), settings.eps)
+        tables.print_report(result, self.model.row, len(x), settings.eps, dataset.class_names)
         metrics = {
-            "command": " ".join(["python", self.parser.prog, *self.parser.words]),
+            "command": " ".join([self.parser.prog, *self.parser.words]),
             "settings": vars(settings),
             "versions": options.versions(),
             "device": options.device_name(self.device),
@@ -267,13 +275,26 @@ class Run:
         print(f"\nWrote {self.out}: {', '.join(sorted(path.name for path in self.out.iterdir()))}")
 
 
+def some(x_train: Tensor, y_train: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same random training images each time, [count, C, H, W] in [0, 1], and labels [count]."""
+    order = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(0))
+    return x_train[order[:count]].float() / 255, y_train[order[:count]]
+
+
+def robust(model: nn.Module, x_train: Tensor, y_train: Tensor, settings: Namespace) -> float:
+    """Of 200 training images, attacked as in training but from the image itself, in percent: how
+    many the model classifies correctly. No test image is looked at before the end."""
+    x, y = some(x_train, y_train, 200)
+    x_adv = attacks.pgd(model.eval(), x, y, settings.eps, settings.alpha, settings.steps)
+    return tables.percent(model.combine(*models.ask_experts(model, x_adv)).argmax(1) == y)
+
+
 @torch.no_grad()
 def shares(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
     """Of 1,000 training images, clean, in percent: how many the model classifies correctly, how
     many each expert answers, and on how many it is the best. No expert should starve (appendix
     3.4). In a vote nobody answers alone."""
-    chosen = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(0))[:1000]
-    x, y = x_train[chosen].float() / 255, y_train[chosen]
+    x, y = some(x_train, y_train, 1000)
     model.eval()
     logits, score = models.ask_experts(model, x)
     best = expert_losses(logits, y).argmin(0)
@@ -292,6 +313,8 @@ def fill_in(settings: Namespace, dataset: data.Data) -> None:
     settings.steps_per_epoch = max(1, len(dataset.x_train) // settings.batch_size)
     settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
     settings.image_shape, settings.data_checksum = list(dataset.image_shape), dataset.checksum
+    settings.class_names = dataset.class_names
+    settings.ground = images.border(dataset.x_train.float() / 255)
     if settings.alpha is None:
         settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03
     if settings.lr is None:
@@ -307,6 +330,12 @@ def _share_epochs(settings: Namespace, stages: tuple[int, ...]) -> dict[int, int
     if getattr(settings, "submodels", None) is not None:
         stages = stages[1:]
     share, rest = divmod(settings.epochs, len(stages))
+    if first := getattr(settings, "stage1_epochs", None):
+        if getattr(settings, "submodels", None) is not None:
+            raise ValueError("--stage1-epochs: with --submodels stage 1 is over")
+        if first >= settings.epochs:
+            raise ValueError(f"--stage1-epochs is {first} of {settings.epochs}: stage 2 needs one")
+        return {1: first, 2: settings.epochs - first}
     if share == 0:
         least = len(stages)
         raise ValueError(f"--epochs is {settings.epochs}: {least} stages need at least {least}")

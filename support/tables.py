@@ -2,7 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from models import ask_experts
 
 
 def duration(seconds: float) -> str:
@@ -52,10 +54,13 @@ def _number(value: float | None, deviation: float | None = None) -> str:
     return text if deviation is None else f"{text} ±{deviation:.1f}"
 
 
-def print_report(result: dict, me: str, count: int, eps: float) -> None:
+def print_report(
+    result: dict, me: str, count: int, eps: float, class_names: list[str] | None = None
+) -> None:
     """Prints {"table": .., "specialisation": .., "deviation" where there are several seeds: ..}.
 
-    `me` is the row of the model that was attacked, `count` the number of images.
+    `me` is the row of the model that was attacked, `count` the number of images; classes without
+    names are numbered.
     """
     table, deviation = result["table"], result.get("deviation", {})
     columns = list(table["expert 1"])
@@ -74,10 +79,10 @@ def print_report(result: dict, me: str, count: int, eps: float) -> None:
         spread = deviation.get(row, {})
         _line(row, [_number(cells.get(c), spread.get(c)) for c in columns], width)
     if result["specialisation"]:
-        print_specialisation(result["specialisation"], me)
+        print_specialisation(result["specialisation"], me, class_names)
 
 
-def print_specialisation(division: dict[str, dict], me: str) -> None:
+def print_specialisation(division: dict[str, dict], me: str, class_names: list[str] | None) -> None:
     """{column: `specialisation`}, below the table of the model `me`."""
     print("\nWhere the experts disagree, how often (%) is correct:")
     mixture = me == "mixture"  # nobody answers alone in a mixture
@@ -92,6 +97,31 @@ def print_specialisation(division: dict[str, dict], me: str) -> None:
         return
     does = "is the heaviest in" if mixture else "answers"
     print(f"\nShare (%) of each class, clean, that each expert {does} / alone has correct:")
-    _line("", list(range(len(answers[0]))), 8)
+    _line("", [name[:7] for name in class_names or map(str, range(len(answers[0])))], 8)
     for j, pairs in enumerate(map(zip, answers, accuracy)):
         _line(f"expert {j + 1}", [f"{share:.0f}/{correct:.0f}" for share, correct in pairs], 8)
+
+
+def print_answers(
+    model: nn.Module, x: Tensor, names: list[str], classes: list[str]
+) -> tuple[list[int], list[str]]:
+    """Prints what every expert says of x [N, C, H, W]; returns the answers, and as titles."""
+    logits, score = ask_experts(model, x)  # [M, N, K], [M, N]
+    predictions, answers = logits.argmax(-1), model.combine(logits, score).argmax(-1).tolist()
+    what = {"collaboration": "confidence", "mixture": "weight"}.get(model.row)
+    share = torch.softmax(score, 0) if what == "weight" else score.sigmoid()  # [M, N]
+    titles = []
+    for i, name in enumerate(names):
+        print(name)
+        answering = int(score[:, i].argmax())
+        for j in range(len(logits)):
+            says = f", {what} {share[j, i]:.3f}" if what else ""
+            note = "  <- answers" if what == "confidence" and j == answering else ""
+            print(f"  expert {j + 1}: {classes[predictions[j, i]]}{says}{note}")
+        if what == "confidence":
+            by = f"expert {answering + 1}, confidence {share[answering, i]:.2f}"
+        else:
+            by = f"the {model.row}"
+            print(f"  {model.row}: {classes[answers[i]]}")
+        titles.append(f"{classes[answers[i]]} by {by}")
+    return answers, titles

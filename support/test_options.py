@@ -4,6 +4,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 import infer
 import train_collab
 from experiments.fixtures import arrays, change_checkpoint
+from support import options
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,7 +107,7 @@ def test_infer_makes_the_table_of_the_run_or_the_one_that_is_asked_for(whole, ca
 
 # By default these are not there, or are off
 ABSENT = "--help --resume --submodels --save --part --transfer".split()
-ABSENT += "--random-start --trap --together --jointly".split()
+ABSENT += "--random-start --trap --together --jointly --animate".split()
 SCRIPTS = ["train_collab", "train_submodel", "infer", "xor_demo", "experiments.evaluate"]
 SCRIPTS += [f"baselines.{name}" for name in ("plain", "adp", "gal", "dverge", "more")]
 
@@ -117,7 +119,8 @@ def test_every_option_explains_itself_with_its_default(script, monkeypatch, caps
         pkgutil.resolve_name(script).main(["--help"])
     text = capsys.readouterr().out.split("\noptions:\n")[1]
     assert stop.value.code == 0 and "(default: None)" not in text
-    entries = [entry for entry in re.split(r"^  (?=-)", text, flags=re.M) if entry]
+    text = re.sub(r"^[a-z].*:$", "", text, flags=re.M)  # the headings of groups
+    entries = [entry for entry in re.split(r"^  (?=-)", text, flags=re.M) if entry.strip()]
     assert len(entries) > 3
     for entry in entries:
         words = " ".join(entry.split())
@@ -125,6 +128,51 @@ def test_every_option_explains_itself_with_its_default(script, monkeypatch, caps
         assert re.search(r"\S(  |\n)\s*\S", entry), f"{name} has no help"
         moved = name == "--data" and "has moved" in words
         assert "(default" in words or name in ABSENT or moved, name
+
+
+class Parsed(Exception):
+    """The words of a command were understood."""
+
+
+def examples():
+    """(script, command) of every example in a script's docstring."""
+    for path in sorted(ROOT.glob("**/*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if "test_" not in name and "def main(argv" in path.read_text():
+            doc = pkgutil.resolve_name(name).__doc__
+            yield from ((name, line) for line in re.findall("^    (python .*)$", doc, re.M))
+
+
+@pytest.mark.parametrize("script, command", examples())
+def test_every_example_in_a_docstring_is_understood(script, command, monkeypatch):
+    """By the script that it names; what it then does is tested elsewhere."""
+
+    def parse_args(parser, *args):
+        result = original(parser, *args)
+        raise Parsed(result)
+
+    def parse_given(parser, argv):
+        raise Parsed(original(parser, argv))
+
+    original = options.argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(options.Parser, "parse_args", parse_args)
+    monkeypatch.setattr(options.Parser, "parse_given", parse_given)
+    words = shlex.split(command, comments=True)
+    named = words[2] if words[1] == "-m" else words[1].removesuffix(".py")
+    with pytest.raises(Parsed):
+        pkgutil.resolve_name(named).main(words[3 if words[1] == "-m" else 2 :])
+
+
+@pytest.mark.parametrize(
+    "text, value", [("8/255", 8 / 255), ("0.03", 0.03), ("1/1", 1.0), ("3e-2", 0.03)]
+)
+def test_a_number_may_be_a_fraction(text, value):
+    assert options.radius(text) == pytest.approx(value, abs=0)
+
+
+@pytest.mark.parametrize("text", ["8/0", "8/", "/255", "1/2/3", "8:255", "256/255"])
+def test_what_is_no_fraction_is_refused(text, refused):
+    assert "argument --eps" in refused(infer, "RUN", "--eps", text)
 
 
 OTHERS = {"--help", "--nproc-per-node", "--torch-backend"}  # argparse's, torchrun's, uv's

@@ -1,0 +1,81 @@
+"""A data set from folders of images, a folder for each class."""
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import ImageFolder
+
+from data.images import fit, open_image
+
+SIZE, TEST_SHARE = 32, 0.2  # where nothing else is asked for
+
+
+def from_folder(
+    path: Path, size: int | None = None, test_share: float | None = None
+) -> tuple[list[np.ndarray], list[str]]:
+    """x_train uint8 [N, H, W, C], y_train [N], x_test, y_test, and the classes' names.
+
+    FOLDER/train/CLASS/*.jpg and FOLDER/test/CLASS/*.jpg; or FOLDER/CLASS/*.jpg, of which the same
+    `test_share` of each class, at random but always the same, are for testing. The largest square
+    in an image's middle is scaled to `size`; C is 1 where all images are grey, else 3. Raises
+    ValueError for unreadable files, less than two classes, other classes in test, a wrong size.
+    """
+    size = SIZE if size is None else size
+    if size < 8 or size % 4:
+        raise ValueError(f"--size is {size}: it must be a multiple of 4, from 8 up")
+    if (path / "train").is_dir() != (path / "test").is_dir():
+        raise ValueError(f"{path} has only one of the folders train and test: it needs both")
+    if not (path / "train").is_dir():
+        files, y, classes = _files(path)
+        in_test = _drawn(y, TEST_SHARE if test_share is None else test_share)
+        x = _images(path, files, size)
+        return [x[~in_test], y[~in_test], x[in_test], y[in_test]], classes
+    if test_share is not None:
+        raise ValueError(f"--test-share is given, but {path} has its own folder test")
+    files, y_train, classes = _files(path / "train")
+    test_files, y_test, theirs = _files(path / "test")
+    if strange := sorted(set(theirs) - set(classes)):
+        raise ValueError(f"{path / 'test'} has classes that train lacks: {', '.join(strange)}")
+    y_test = np.array([classes.index(theirs[label]) for label in y_test])
+    x = _images(path, files + test_files, size)
+    return [x[: len(files)], y_train, x[len(files) :], y_test], classes
+
+
+def _files(path: Path) -> tuple[list[str], np.ndarray, list[str]]:
+    """Its image files, their labels [N], and the names of the classes, in alphabetical order."""
+    try:
+        found = ImageFolder(str(path))
+    except FileNotFoundError as error:  # no class, or one without an image
+        raise ValueError(f"{path}: {str(error).split('.')[0]}") from None
+    if len(found.classes) < 2:
+        raise ValueError(f"{path} has one class, {found.classes[0]}: it must have two or more")
+    files, labels = zip(*found.samples)
+    return list(files), np.array(labels), found.classes
+
+
+def _drawn(y: np.ndarray, share: float) -> np.ndarray:
+    """Which images are for testing, bool [N]: a share of each class, at least one, and not all."""
+    rng, in_test = np.random.default_rng(0), np.zeros(len(y), bool)
+    for k in range(y.max() + 1):
+        mine = rng.permutation(np.flatnonzero(y == k))
+        if len(mine) < 2:
+            raise ValueError("a class has one image: it needs two, to train and to test")
+        in_test[mine[: min(len(mine) - 1, max(1, round(share * len(mine))))]] = True
+    return in_test
+
+
+def _images(path: Path, files: list[str], size: int) -> np.ndarray:
+    """uint8 [N, H, W, C]. Raises ValueError where some cannot be read."""
+    images, unreadable = [], []
+    for file in files:
+        try:
+            images.append(open_image(file)[0])
+        except (ValueError, OSError):
+            unreadable.append(file)
+    if unreadable:
+        what = f"{len(unreadable)} of the {len(files)} files cannot be read as images"
+        raise ValueError(f"{path}: {what}, first {unreadable[0]}: mend or remove them")
+    mode = "L" if all(image.mode in ("1", "L") for image in images) else "RGB"
+    return np.stack([fit(image, mode, size, size)[0] for image in images]).reshape(
+        len(files), size, size, -1
+    )
