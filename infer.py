@@ -168,7 +168,8 @@ def run(args: Namespace) -> None:
             print(f"\nafter {name} on the {model.row}, eps {eps:g}:")
             _, titles = print_answers(model, x_adv, names, classes)
             titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, right)]
-            columns["ten times the change"] = (0.5 + 10 * (x_adv.cpu() - x), [""] * len(x))
+            what, changed = pictures.change(x, x_adv.cpu(), eps)
+            columns[f"{what} ({name})"] = (changed, [""] * len(x))
             columns[f"{name}, eps {eps:g}"] = (x_adv, titles)
         files.write(Path(args.save), pictures.answers(names, columns))
         print(f"\nwrote {args.save}")

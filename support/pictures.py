@@ -188,3 +188,37 @@ def answers(names: list[str], columns: dict[str, tuple[Tensor, list[str]]]) -> b
             if column == 0:
                 axis.set_ylabel(names[row], fontsize=9)
     return as_png(figure)
+
+
+def grid(names: list[str], images: Tensor, titles: list[str], across: int = 6) -> bytes:
+    """Images [N, C, H, W] in [0, 1], `across` in a row, each under its name and its title."""
+    rows = math.ceil(len(names) / across)
+    how = {"figsize": (1.7 * across, 2.1 * rows), "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(rows, across, **how)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, name, title in zip(axes.flat, images.cpu(), names, titles):
+        axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(f"{name}\n{title}", fontsize=8)
+    return as_png(figure)
+
+
+def change(x: Tensor, x_adv: Tensor, eps: float) -> tuple[str, Tensor]:
+    """x_adv - x around grey, ten times as large, or so that eps is white; and what to call it."""
+    times = min(10, 0.5 / eps)
+    return f"the change, times {times:.3g}", (0.5 + times * (x_adv - x)).clamp(0, 1)
+
+
+def strip(names: list[str], rows: dict[str, tuple[Tensor, list[str]]]) -> bytes:
+    """A column for each name, a row {heading: (images [N, C, H, W] in [0, 1], their titles)}."""
+    how = {"figsize": (1.8 * len(names), 2.1 * len(rows)), "squeeze": False}
+    figure, axes = plt.subplots(len(rows), len(names), layout="constrained", **how)
+    for of_row, (heading, (images, titles)) in zip(axes, rows.items()):
+        of_row[0].set_ylabel(heading, fontsize=9)
+        for axis, image, title in zip(of_row, images.cpu(), titles):
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(title, fontsize=9)
+    for axis, name in zip(axes[0], names):
+        axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
+    return as_png(figure)

@@ -25,6 +25,7 @@ import models
 from attacks import expert_losses
 from data import images
 from support import files, options, pictures, ranks, speed, tables
+from support.report import html as report_html
 
 
 def start(
@@ -250,8 +251,8 @@ class Run:
             files.save_checkpoint(self.out / "model.pt", self.checkpoint)
 
     def finish(self, report: Callable[[nn.Module, Tensor, Tensor, float], dict]) -> None:
-        """Prints the table, report(model, x, y, eps); writes curves.png and, last, metrics.json,
-        which marks the run as finished."""
+        """Prints the table, report(model, x, y, eps); writes curves.png, report.html and, last,
+        metrics.json, which marks the run as finished."""
         if ranks.rank():
             return
         settings = self.settings
@@ -270,7 +271,10 @@ class Run:
             "images": len(x),
             "epochs": self.history,
         }
-        files.write(self.out / "curves.png", pictures.curves(self.history))
+        curves = pictures.curves(self.history)
+        page = report_html(settings, metrics | result, self.model, x, y, curves)
+        files.write(self.out / "curves.png", curves)
+        files.write(self.out / "report.html", page)
         files.write(self.out / "metrics.json", json.dumps(metrics | result, indent=1).encode())
         print(f"\nWrote {self.out}: {', '.join(sorted(path.name for path in self.out.iterdir()))}")
 

@@ -1,0 +1,73 @@
+"""Statements about report.html: it says what was measured, alone, and a browser shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.fixtures import SMALL
+from support.report import WORDS, word
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def page(whole):
+    return (whole / "report.html").read_text()
+
+
+def test_a_report_holds_every_figure_of_the_table(page, whole):
+    metrics = json.loads((whole / "metrics.json").read_text())
+    cells = re.findall(r"<td>([\d.-]+)</td>", page)
+    for row in metrics["table"].values():
+        assert all(f"{value:.1f}" in cells for value in row.values() if value is not None)
+    assert metrics["command"] in page and str(whole) in page
+
+
+def test_a_report_needs_nothing_from_outside_and_no_program(page):
+    assert "<script" not in page and "http" not in page and len(page) < 1_000_000
+    links = re.findall(r'(?:src|href)="([^"]{5})', page)
+    assert links and set(links) == {"data:"}
+
+
+def test_every_word_of_a_table_is_defined(page, whole):
+    metrics = json.loads((whole / "metrics.json").read_text())
+    words = [*metrics["table"], *metrics["table"]["expert 1"]]
+    assert all(f">{w}</abbr>" in page for w in words)
+    assert word("expert 2").startswith(f'<abbr title="{WORDS["expert"]}"')
+    assert word("<b>") == "&lt;b&gt;"
+
+
+def test_a_report_shows_the_division_and_the_examples(page):
+    for heading in ("Who answers", "Training", "Adversarial examples", "What next"):
+        assert f"<h2>{heading}</h2>" in page
+    assert page.count("<img ") == 2 + ("Wrong without" in page)
+
+
+@pytest.mark.parametrize("script, flags", [("plain", []), ("more", ["--eps", "0"])])
+def test_a_report_of_a_rival_has_what_there_is(script, flags, tmp_path):
+    module = __import__(f"baselines.{script}", fromlist=["main"])
+    module.main([*SMALL, "--epochs", "1", *flags, "--out", str(tmp_path / "run")])
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert ("Who answers" in text) == (script == "more")
+    assert ("Adversarial examples" in text) == (not flags)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_the_report(page, whole, tmp_path):
+    """Text below the pictures, and colours on the page."""
+    words = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    words += f" --disable-component-update --disable-sync --disable-quic --user-data-dir={tmp_path}"
+    browser, url = [CHROMIUM, *words.split()], (whole / "report.html").as_uri()
+    png = tmp_path / "page.png"
+    look = [*browser, "--window-size=1100,2400", f"--screenshot={png}", url]
+    subprocess.run(look, check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(png).convert("RGB")).astype(int)
+    assert pixels.shape[:2] == (2400, 1100)
+    rows = np.flatnonzero((pixels.min(2) < 128).any(1))
+    assert rows.min() < 100 and rows.max() > 1000
+    assert (np.ptp(pixels, axis=2) > 60).sum() > 1000  # the heat map, the curves
