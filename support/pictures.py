@@ -4,22 +4,25 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+
+def subplots(rows: int = 1, columns: int = 1, **how) -> tuple[Figure, Any]:
+    """A figure and its axes; without pyplot, whose settings are the user's (a notebook's, say)."""
+    squeeze = {"squeeze": how.pop("squeeze", True)}
+    figure = Figure(layout="constrained", **how)
+    return figure, figure.subplots(rows, columns, **squeeze)
 
 
 def as_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     return buffer.getvalue()
 
 
@@ -40,7 +43,7 @@ def plane(x: Tensor, y: Tensor, panels: list[tuple[str, Callable, list]]) -> Fig
     (name, style, a [2], b) where a . x + b = 0. Colours and symbols mean labels throughout."""
     colours, side = {-1: "C0", 1: "C1"}, torch.linspace(-2.5, 2.5, 200)
     grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)  # [200, 200, 2]
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 5.4), layout="constrained")
+    figure, axes = subplots(1, len(panels), figsize=(9.5, 5.4))
     shades = {
         f"answered there: ${label:+d}$": Rectangle((0, 0), 1, 1, color=colour, alpha=0.15)
         for label, colour in colours.items()
@@ -76,7 +79,7 @@ def curves(history: list[dict]) -> bytes:
     """A run's history: loss, accuracy, and each expert's share of the images; a stage's loss is not
     another's, so that each has a line of its own."""
     epochs = [entry["epoch"] for entry in history]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, (left, middle, right) = subplots(1, 3, figsize=(13, 4))
     for stage in dict.fromkeys(entry["stage"] for entry in history):
         mine = [entry for entry in history if entry["stage"] == stage]
         values = [[entry[key] for entry in mine] for key in ("epoch", "loss")]
@@ -110,7 +113,7 @@ def curves(history: list[dict]) -> bytes:
 
 def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
     """{eps: {attack: percent}}: a line for each attack, clean accuracy as a reference."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = subplots(figsize=(6, 4))
     for column in next(iter(tables.values())):
         if column != "own":
             values = [table[column] for table in tables.values()]
@@ -131,7 +134,7 @@ def methods(
     method, a mark for each of `columns`."""
     rows = max(map(len, tables.values()))
     size = (4.6 * len(tables), 1.2 + 0.33 * rows)
-    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
+    figure, axes = subplots(1, len(tables), figsize=size, squeeze=False)
     for axis, (title, table) in zip(axes[0], tables.items()):
         for column, marker in zip(columns, itertools.cycle("osD^v<>p")):
             values = [cells.get(column, [math.nan]) for cells in table.values()]
@@ -155,7 +158,7 @@ def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
     """{axis: {value: {"stage 1", "predicted 1" and so on: seconds, "memory": GiB}}}:
     above the times, dashed what was predicted; below the memory."""
     size = (3.4 * len(tables), 5.5)
-    figure, axes = plt.subplots(2, len(tables), figsize=size, squeeze=False, layout="constrained")
+    figure, axes = subplots(2, len(tables), figsize=size, squeeze=False)
     for (above, below), (name, table) in zip(axes.T, tables.items()):
         for stage in (1, 2):
             measured, predicted = (
@@ -176,8 +179,8 @@ def answers(names: list[str], columns: dict[str, tuple[Tensor, list[str]]]) -> b
     """A row for each name, a column {heading: (images [N, C, H, W] in [0, 1], their titles)}."""
     rows = len(names)
     size = (2.7 * len(columns), 2.6 * rows)
-    how = {"figsize": size, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(rows, len(columns), **how)
+    how = {"figsize": size, "squeeze": False}
+    figure, axes = subplots(rows, len(columns), **how)
     for column, (heading, (images, titles)) in enumerate(columns.items()):
         for row, (image, title) in enumerate(zip(images.cpu(), titles)):
             axis = axes[row, column]
@@ -193,8 +196,8 @@ def answers(names: list[str], columns: dict[str, tuple[Tensor, list[str]]]) -> b
 def grid(names: list[str], images: Tensor, titles: list[str], across: int = 6) -> bytes:
     """Images [N, C, H, W] in [0, 1], `across` in a row, each under its name and its title."""
     rows = math.ceil(len(names) / across)
-    how = {"figsize": (1.7 * across, 2.1 * rows), "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(rows, across, **how)
+    how = {"figsize": (1.7 * across, 2.1 * rows), "squeeze": False}
+    figure, axes = subplots(rows, across, **how)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, name, title in zip(axes.flat, images.cpu(), names, titles):
@@ -212,7 +215,7 @@ def change(x: Tensor, x_adv: Tensor, eps: float) -> tuple[str, Tensor]:
 def strip(names: list[str], rows: dict[str, tuple[Tensor, list[str]]]) -> bytes:
     """A column for each name, a row {heading: (images [N, C, H, W] in [0, 1], their titles)}."""
     how = {"figsize": (1.8 * len(names), 2.1 * len(rows)), "squeeze": False}
-    figure, axes = plt.subplots(len(rows), len(names), layout="constrained", **how)
+    figure, axes = subplots(len(rows), len(names), **how)
     for of_row, (heading, (images, titles)) in zip(axes, rows.items()):
         of_row[0].set_ylabel(heading, fontsize=9)
         for axis, image, title in zip(of_row, images.cpu(), titles):
