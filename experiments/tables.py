@@ -160,6 +160,11 @@ def decided(methods: dict[str, list[dict]]) -> Rows:
     return rows
 
 
+def trained_as(settings: dict) -> str:
+    flags = [name for name in ("together", "jointly") if settings.get(name)]
+    return "-".join([settings["method"], *flags])
+
+
 def attacked(results: list[dict]) -> Rows:
     """Models, or parts of one, each attacked itself: files of experiments.evaluate."""
     columns, found = {}, []
@@ -170,7 +175,8 @@ def attacked(results: list[dict]) -> Rows:
             cells = of_eps["table"][result["row"]]
             deviation = of_eps["deviation"].get(result["row"], {})
             columns |= dict.fromkeys(column for column in cells if column != "own")
-            found.append((f"ResNet{result['model']['depth']}", eps, what, cells, deviation))
+            trained = f"{trained_as(result['model'])}, ResNet{result['model']['depth']}"
+            found.append((trained, eps, what, cells, deviation))
     rows = [["trained as", "eps", "attacked itself", *(HEADINGS.get(c, c) for c in columns)]]
     for *names, cells, deviation in found:
         values = [[cells[c], deviation[c]] if c in deviation else [cells.get(c)] for c in columns]
@@ -194,8 +200,7 @@ def steps(results: list[dict]) -> Rows:
 def tools(results: list[dict]) -> Rows:
     """Other people's attacks beside ours: files of experiments.other_tools."""
     models = [result["model"] for result in results]
-    heads = [f"{m['method']}{'-together' * m.get('together', 0)}" for m in models]
-    rows = [["% left (taken of what our worst leaves)", *heads]]
+    rows = [["% left (taken of what our worst leaves)", *map(trained_as, models)]]
     left = [result["our worst"] for result in results]
     shown = [f"{100 * of['left'] / of['images']:.1f} ({of['left']} images)" for of in left]
     rows.append(["our worst of PGD, AutoPGD, Square, adaptive", *shown])
