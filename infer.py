@@ -162,16 +162,16 @@ def run(args: Namespace) -> None:
     if args.save:
         # A file has no label: the attack then leads away from the clean answer.
         y = [answer if label is None else label for answer, label in zip(answers, labels)]
-        columns, right = {"clean": (x, titles)}, [a == b for a, b in zip(answers, y)]
+        rows, right = {"clean": (x, titles)}, [a == b for a, b in zip(answers, y)]
         for name, attack in attacks.items():
             x_adv = attack(model, x.to(device), torch.tensor(y, device=device))
             print(f"\nafter {name} on the {model.row}, eps {eps:g}:")
             _, titles = print_answers(model, x_adv, names, classes)
             titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, right)]
             what, changed = pictures.change(x, x_adv.cpu(), eps)
-            columns[f"{what} ({name})"] = (changed, [""] * len(x))
-            columns[f"{name}, eps {eps:g}"] = (x_adv, titles)
-        files.write(Path(args.save), pictures.answers(names, columns))
+            rows[f"{what}, {name}"] = (changed, [""] * len(x))
+            rows[f"{name}, eps {eps:g}"] = (x_adv, titles)
+        files.write(Path(args.save), pictures.strip(names, rows))
         print(f"\nwrote {args.save}")
 
 

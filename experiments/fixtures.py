@@ -1,6 +1,8 @@
 """What the tests share. pytest loads this file as a plugin: see pyproject.toml."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +84,21 @@ def arrays(**changes) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     images = {f"x_{part}": rng.integers(0, 256, (40, 8, 8), dtype=np.uint8) for part in data.PARTS}
     return images | {f"y_{part}": np.arange(40) % 4 for part in data.PARTS} | changes
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """browser(url, *flags): what headless Chromium writes when it opens a page; skips without."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    flags += f" --disable-component-update --disable-sync --disable-quic --user-data-dir={tmp_path}"
+
+    def opened(url: str, *more: str) -> str:
+        words = [CHROMIUM, *flags.split(), *more, url]
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    return opened

@@ -175,24 +175,6 @@ def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
     return as_png(figure)
 
 
-def answers(names: list[str], columns: dict[str, tuple[Tensor, list[str]]]) -> bytes:
-    """A row for each name, a column {heading: (images [N, C, H, W] in [0, 1], their titles)}."""
-    rows = len(names)
-    size = (2.7 * len(columns), 2.6 * rows)
-    how = {"figsize": size, "squeeze": False}
-    figure, axes = subplots(rows, len(columns), **how)
-    for column, (heading, (images, titles)) in enumerate(columns.items()):
-        for row, (image, title) in enumerate(zip(images.cpu(), titles)):
-            axis = axes[row, column]
-            image = image.clamp(0, 1).permute(1, 2, 0).squeeze(-1)
-            axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-            axis.set_title(f"{heading}\n{title}" if row == 0 else title, fontsize=9)
-            if column == 0:
-                axis.set_ylabel(names[row], fontsize=9)
-    return as_png(figure)
-
-
 def grid(names: list[str], images: Tensor, titles: list[str], across: int = 6) -> bytes:
     """Images [N, C, H, W] in [0, 1], `across` in a row, each under its name and its title."""
     rows = math.ceil(len(names) / across)
@@ -217,11 +199,11 @@ def strip(names: list[str], rows: dict[str, tuple[Tensor, list[str]]]) -> bytes:
     how = {"figsize": (1.8 * len(names), 2.1 * len(rows)), "squeeze": False}
     figure, axes = subplots(len(rows), len(names), **how)
     for of_row, (heading, (images, titles)) in zip(axes, rows.items()):
-        of_row[0].set_ylabel(heading, fontsize=9)
+        of_row[0].set_ylabel(heading.replace(", ", "\n"), fontsize=9)
         for axis, image, title in zip(of_row, images.cpu(), titles):
             axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-            axis.set_title(title, fontsize=9)
+            axis.set_title(title.replace(", ", "\n"), fontsize=9)
     for axis, name in zip(axes[0], names):
-        axis.set_title(f"{name}\n{axis.get_title()}", fontsize=9)
+        axis.set_title(name.replace(", ", "\n") + "\n" + axis.get_title(), fontsize=9)
     return as_png(figure)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -11,8 +9,6 @@ from PIL import Image
 
 from experiments.fixtures import SMALL
 from support.report import WORDS, word
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +53,11 @@ def test_a_report_of_a_rival_has_what_there_is(script, flags, tmp_path):
     assert ("Adversarial examples" in text) == (not flags)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_shows_the_report(page, whole, tmp_path):
+def test_a_browser_shows_the_report(whole, tmp_path, browser):
     """Text below the pictures, and colours on the page."""
-    words = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    words += f" --disable-component-update --disable-sync --disable-quic --user-data-dir={tmp_path}"
-    browser, url = [CHROMIUM, *words.split()], (whole / "report.html").as_uri()
     png = tmp_path / "page.png"
-    look = [*browser, "--window-size=1100,2400", f"--screenshot={png}", url]
-    subprocess.run(look, check=True, capture_output=True, timeout=120)
+    size = "--window-size=1100,2400"
+    browser((whole / "report.html").as_uri(), size, f"--screenshot={png}")
     pixels = np.asarray(Image.open(png).convert("RGB")).astype(int)
     assert pixels.shape[:2] == (2400, 1100)
     rows = np.flatnonzero((pixels.min(2) < 128).any(1))

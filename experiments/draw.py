@@ -1,0 +1,124 @@
+"""A page to draw a digit on, see what each expert says of it, and watch attacks change the answer.
+
+    python -m experiments.draw RUN    # then open http://127.0.0.1:8000 in a browser; Ctrl-C ends it
+
+The page is served to this machine alone. It takes a model of grey images, as the digits are.
+"""
+
+import json
+from argparse import Namespace
+from functools import partial
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import infer
+from attacks import attacks_at, routes
+from models import ask_experts
+from support import files, options
+
+PAGE = Path(__file__).with_suffix(".html")
+
+
+def says(model: nn.Module, x: Tensor, classes: list[str]) -> dict:
+    """What each expert says of one image [1, C, H, W], which of them answers, and the answer."""
+    logits, score = ask_experts(model, x)  # [M, 1, K], [M, 1]
+    alone = model.row == "collaboration"
+    labels, confidence = logits.argmax(-1)[:, 0].tolist(), score.sigmoid()[:, 0].tolist()
+    return {
+        "experts": [
+            {"label": classes[k], "confidence": g if alone else None}
+            for k, g in zip(labels, confidence)
+        ],
+        "answers": int(score.argmax(0)) if alone else None,
+        "label": classes[int(model.combine(logits, score).argmax(1))],
+    }
+
+
+def ask(model: nn.Module, settings: dict, request: dict) -> dict:
+    """{"clean" and "attacked": what `says` returns; the attacked one's pixels}. The attack leads
+    away from the clean answer. Raises KeyError, TypeError or ValueError for a wrong request."""
+    x = torch.tensor(request["pixels"], dtype=torch.float).clamp(0, 1)
+    x = x.view(1, *settings["image_shape"]).to(next(model.parameters()).device)
+    eps, classes = min(1.0, max(0.0, float(request["eps"]))), settings["class_names"]
+    x_adv = x
+    if eps:
+        torch.manual_seed(0)
+        y = model.combine(*ask_experts(model, x)).argmax(1)
+        x_adv = attacks_at(eps)[request["attack"]](model, x, y)
+    attacked = says(model, x_adv, classes) | {"pixels": x_adv.flatten().tolist()}
+    return {"clean": says(model, x, classes), "attacked": attacked}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GET / is the page, POST /ask what the experts say of an image."""
+
+    def __init__(self, model: nn.Module, settings: dict, *args):
+        self.model, self.settings = model, settings
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        if self.path != "/":
+            self.send_error(404)
+            return
+        known = ["pgd", "adaptive"] if routes(self.model) else ["pgd"]
+        page = PAGE.read_text().replace("SHAPE", json.dumps(self.settings["image_shape"]))
+        self.reply(page.replace("of ATTACKS", f"of {json.dumps(known)}"), "text/html")
+
+    def do_POST(self) -> None:
+        try:
+            size = min(int(self.headers["Content-Length"]), 10**6)
+            answer = ask(self.model, self.settings, json.loads(self.rfile.read(size)))
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            self.send_error(400)
+            return
+        self.reply(json.dumps(answer), "application/json")
+
+    def reply(self, text: str, kind: str) -> None:
+        content = text.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args) -> None:
+        """Nothing: the page shows all there is."""
+
+
+def server(run: str, port: int, device_name: str | None) -> ThreadingHTTPServer:
+    """Serves the page of a trained model on 127.0.0.1. Raises ValueError, OSError."""
+    settings = files.load_checkpoint(run)["settings"]
+    if settings["image_shape"][0] != 1:
+        raise ValueError(f"{run} was trained on colour images: the page draws in grey")
+    names = settings.get("class_names") or map(str, range(settings["num_classes"]))
+    settings["class_names"] = [*map(escape, names)]
+    model = infer.load(run, options.pick_device(device_name))
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, model, settings))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = options.Parser(__doc__, prog="-m experiments.draw")
+    add = parser.add_argument
+    add("checkpoint", metavar="RUN", help="a run's folder, or its model.pt")
+    add("--port", type=options.count, default=8000, help="of the page's address")
+    options.add_device(parser)
+    args = parser.parse_args(argv)
+    with parser.errors_in_one_line():
+        run(args)
+
+
+def run(args: Namespace) -> None:
+    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
+    if args.port > 65535:
+        raise ValueError(f"--port is {args.port}: it must be at most 65535")
+    with server(args.checkpoint, args.port, args.device) as serving:
+        print(f"Open http://127.0.0.1:{args.port} in a browser; Ctrl-C ends it.", flush=True)
+        serving.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

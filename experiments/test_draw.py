@@ -1,0 +1,82 @@
+"""The page for drawing: what it asks and shows, in a real browser where there is one."""
+
+import json
+import re
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+import data
+from experiments import draw
+from experiments.fixtures import change_checkpoint
+
+STROKE = """<script>
+const box = find("clean").getBoundingClientRect();
+const at = (kind, y) => find("clean").dispatchEvent(new PointerEvent(kind,
+  {bubbles: true, clientX: box.left + box.width / 2, clientY: box.top + y * box.height}));
+at("pointerdown", 0.1);
+for (let y = 0.1; y < 0.9; y += 0.05) at("pointermove", y);
+window.dispatchEvent(new PointerEvent("pointerup"));
+setTimeout(() => document.title = "drawn " + pixels.map(v => v.toFixed(1)).join(" "), 1000);
+</script>"""
+
+
+@pytest.fixture
+def address(whole):
+    with draw.server(str(whole), 0, "cpu") as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def post(address, content):
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    with urllib.request.urlopen(f"{address}/ask", content) as answer:
+        return json.loads(answer.read())
+
+
+def test_the_page_says_what_the_model_says(address):
+    digit = (data.load("digits").x_test[0].float() / 255).flatten()
+    answer = post(address, {"pixels": digit.tolist(), "eps": 0.3, "attack": "adaptive"})
+    for said in answer["clean"], answer["attacked"]:
+        confidences = [expert["confidence"] for expert in said["experts"]]
+        assert said["answers"] == confidences.index(max(confidences))
+        assert said["label"] == said["experts"][said["answers"]]["label"]
+    change = [abs(a - b) for a, b in zip(answer["attacked"]["pixels"], digit.tolist())]
+    assert 0.1 < max(change) <= 0.3 + 1e-6
+    same = post(address, {"pixels": digit.tolist(), "eps": 0, "attack": "pgd"})
+    assert same["attacked"]["label"] == same["clean"]["label"]
+    assert same["attacked"]["pixels"] == pytest.approx(digit.tolist())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"no json", {}, {"pixels": [0.0] * 3, "eps": 0.1, "attack": "pgd"}]
+    + [{"pixels": [0.0] * 64, "eps": e, "attack": a} for e, a in (("x", "pgd"), (0.1, "magic"))],
+)
+def test_a_wrong_request_is_refused(request_, address):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        post(address, request_)
+    assert error.value.code == 400
+
+
+def test_colour_images_and_wrong_ports_are_refused(whole, tmp_path, refused):
+    change_checkpoint(whole, tmp_path / "model.pt", {"image_shape": [3, 8, 8]})
+    assert "colour images" in refused(draw, tmp_path)
+    assert "at most 65535" in refused(draw, whole, "--port", "70000")
+
+
+def test_one_can_draw_in_a_browser(address, tmp_path, monkeypatch, browser):
+    """A stroke down the middle comes to lie there, and the experts say what it is."""
+    page = tmp_path / "page.html"
+    page.write_text(draw.PAGE.read_text() + STROKE)
+    monkeypatch.setattr(draw, "PAGE", page)
+    shown = browser(address, "--virtual-time-budget=10000", "--dump-dom")
+    title = re.search("<title>drawn (.*)</title>", shown)
+    pixels = [float(v) for v in title[1].split()]
+    columns = [sum(pixels[k::8]) for k in range(8)]
+    assert min(columns[3:5]) > 4 and columns[0] == columns[7] == 0
+    assert len(re.findall("Answer: <b>[0-9]</b>", shown)) == 2
+    assert len(re.findall('<tr class="answers">', shown)) == 2
