@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import data
 import infer
 import train_collab
 from experiments.fixtures import arrays, change_checkpoint
@@ -101,6 +103,22 @@ def test_infer_makes_the_table_of_the_run_or_the_one_that_is_asked_for(whole, ca
     assert row() == pytest.approx(list(table.values()), **near)
     clean, square, pgd, own, worst = row("--eps", "0.02", "--attack", "square", "pgd")
     assert table["pgd-20"] + 2 < pgd < clean and worst <= square == own < clean
+
+
+def test_what_is_wrong_without_an_attack_is_drawn_as_not_attacked(whole, tmp_path, monkeypatch):
+    model, digits, drawn = infer.load(whole), data.load("digits"), {}
+    x, y = digits.x_test.float() / 255, digits.y_test
+    correct = model(x).argmax(1) == y
+    wrong, right = int((~correct).nonzero()[0]), int(correct.nonzero()[0])
+    strip = infer.pictures.strip
+    monkeypatch.setattr(
+        infer.pictures, "strip", lambda names, rows: drawn.update(rows) or strip(names, rows)
+    )
+    infer.main([str(whole), str(wrong), str(right), "--save", str(tmp_path / "a.png")])
+    (clean, _), (change, _), (x_adv, titles) = drawn.values()
+    assert titles[0] == "already wrong: not attacked" and " by expert " in titles[1]
+    assert torch.equal(x_adv[0], clean[0]) and (change[0] == 0.5).all()
+    torch.testing.assert_close(change[1] - 0.5, 5 * (x_adv[1] - clean[1]))  # at eps 0.1
 
 
 # --------------------------------------------------------------------------------- what --help says

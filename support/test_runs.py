@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+import attacks
+import data
 import infer
 import train_collab
 import train_submodel
@@ -254,3 +256,38 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path, monkeypatch, ref
     assert "other images" in refused(train_collab, "--resume", "two")
     train_collab.main(["--resume", "two", "--data", "moved.npz"])
     assert stages("two") == [1, 1, 2, 2]
+
+
+# ---------------------------------------------------------------------- what a run says on the way
+
+
+def test_robust_accuracy_is_that_of_pgd_on_200_training_images(whole):
+    """Of the model as it is after the epoch; no test image is looked at."""
+    checkpoint = files.load_checkpoint(whole)
+    settings, digits = Namespace(**checkpoint["settings"]), data.load("digits")
+    model = infer.load(whole)
+    order = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:200]
+    x, y = digits.x_train[order].float() / 255, digits.y_train[order]
+    x_adv = attacks.pgd(model, x, y, settings.eps, settings.alpha, settings.steps)
+    by_hand = 100 * (model(x_adv).argmax(1) == y).float().mean().item()
+    assert checkpoint["history"][-1]["robust"] == pytest.approx(by_hand, abs=1.01)
+    clean = 100 * (model(x).argmax(1) == y).float().mean().item()
+    assert by_hand < clean
+
+
+def test_stage1_epochs_leave_the_rest_to_stage_2(tmp_path):
+    train_small(tmp_path / "run", "--epochs", "4", "--stage1-epochs", "1")
+    history = files.load_checkpoint(tmp_path / "run")["history"]
+    assert [entry["stage"] for entry in history] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [("--epochs 4 --stage1-epochs 4", "stage 2 needs one"), ("--submodels", "stage 1 is over")],
+)
+def test_stage1_epochs_that_leave_nothing_are_refused(flags, message, whole, tmp_path, refused):
+    words = ["--n", "2", "--depth", "2", "--eps", "0.1", *flags.split()]
+    if "--submodels" in words:
+        words += [whole / "submodels.pt", "--stage1-epochs", "1"]
+    assert message in refused(train_collab, *words, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
