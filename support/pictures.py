@@ -114,13 +114,13 @@ def curves(history: list[dict]) -> bytes:
 def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
     """{eps: {attack: percent}}: a line for each attack, clean accuracy as a reference."""
     figure, axis = subplots(figsize=(6, 4))
-    for column in next(iter(tables.values())):
+    for column, marker in zip(next(iter(tables.values())), itertools.cycle("osD^v<>p")):
         if column != "own":
             values = [table[column] for table in tables.values()]
-            style = {"clean": "k--", "worst": "k:"}.get(column, ".-")
+            style = {"clean": "k--", "worst": "k:"}.get(column, f"{marker}-")
             width = 4 if column == "worst" else 1.5  # wide, below the attack that it is the same as
             axis.plot(
-                list(tables), values, style, linewidth=width, label=column, zorder=3 - width / 4
+                list(tables), values, style, lw=width, ms=4, label=column, zorder=3 - width / 4
             )
     axis.set(xlabel="eps", ylabel=f"accuracy of the {of} (%)", ylim=(0, 100))
     axis.legend(fontsize=8)
@@ -144,9 +144,8 @@ def methods(
                 means, range(len(table)), xerr=spread, fmt=marker, markersize=5, label=column
             )
         axis.set_yticks(range(len(table)), list(table))
-        lowest = min(mean for cells in table.values() for mean, *_ in cells.values())
         axis.set(ylim=(len(table) - 0.5, -0.5), xlabel="accuracy (%)")
-        axis.set_xlim(10 * math.floor(lowest / 10) - 1, 101)
+        axis.set_xlim(-1, 101)  # the same in every panel
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
     handles = axes[0, 0].get_legend_handles_labels()
@@ -165,7 +164,7 @@ def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
                 [point[f"{what} {stage}"] for point in table.values()]
                 for what in ("stage", "predicted")
             )
-            above.plot(list(table), measured, f"C{stage}o-", label=f"stage {stage}")
+            above.plot(list(table), measured, f"C{stage}{'os'[stage - 1]}-", label=f"stage {stage}")
             above.plot(list(table), predicted, f"C{stage}--", label="predicted by its passes")
         memory = [point["memory"] for point in table.values()]
         below.plot(list(table), memory, "ko-")
