@@ -73,7 +73,7 @@ def fit(
     f, g = Linear2(generator), Linear2(generator)
     optimizer = torch.optim.Adam([*f.parameters(), *g.parameters()], lr=0.05)
     for step in range(500):
-        if frames is not None and step % 10 == 0:
+        if frames is not None and step % 20 == 0:
             frames.append((step, deepcopy(f), deepcopy(g)))
         optimizer.zero_grad()
         loss(f(x), g(x), y).backward()

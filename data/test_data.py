@@ -220,7 +220,8 @@ def a_folder(path, parts=("train", "test"), classes=("cat", "dog"), count=10, **
         for k, name in enumerate(classes):
             (path / part / name).mkdir(parents=True, exist_ok=True)
             for i in range(count):
-                pixels = rng.integers(200 * k, 200 * k + 50, (12, 20, 3), dtype=np.uint8)
+                low = 200 * k // (len(classes) - 1)
+                pixels = rng.integers(low, low + 50, (12, 20, 3), dtype=np.uint8)
                 image = Image.fromarray(pixels).convert(how.get("mode", "RGB"))
                 image.save(path / part / name / f"{i}.png")
     return path
@@ -232,6 +233,12 @@ def test_a_folder_of_images_is_a_data_set(mode, channels, tmp_path):
     assert pets.x_train.shape == (20, channels, 16, 16) and pets.x_test.shape == pets.x_train.shape
     assert pets.class_names == ["cat", "dog"] and pets.name == "pets"
     assert torch.equal(pets.y_train, (pets.x_train.float().mean((1, 2, 3)) > 128).long())
+
+
+def test_labels_are_the_training_classes_where_test_lacks_one(tmp_path):
+    path = a_folder(tmp_path / "pets", classes=("ape", "cat", "dog"), count=3)
+    shutil.rmtree(path / "test" / "ape")
+    assert data.load(str(path)).y_test.tolist() == [1] * 3 + [2] * 3
 
 
 def test_a_folder_without_parts_is_split_class_by_class_and_always_alike(tmp_path):
