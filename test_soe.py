@@ -167,6 +167,25 @@ def test_the_confidence_loss_is_least_where_the_confidence_is_p_y():
 # --------------------------------------------------------------------- the networks, Algorithm 1
 
 
+def test_a_resnet_halves_the_sides_where_it_doubles_the_channels():
+    expert, shapes = ResNet(20), []
+    for block in expert.backbone[3:]:
+        block.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))
+    assert expert(torch.rand(2, 3, 32, 32))[0].shape == (2, 10)
+    assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
+
+
+def test_a_resnet2_keeps_the_averages_of_8_by_8_pixels():
+    assert ResNet(2).p_head.in_features == 16 * 4 * 4
+    assert ResNet(2, 1, 10, (8, 20)).p_head.in_features == 16 * 1 * 2
+
+
+def test_the_confidence_is_a_two_way_softmax_of_the_e_head():
+    expert, x = ResNet(8, 1, 10, 8).eval(), torch.rand(5, 1, 8, 8)
+    e = expert.e_head(expert.features(x))  # [B, 2]
+    torch.testing.assert_close(expert(x)[1].sigmoid(), e.softmax(1)[:, 1])
+
+
 def test_e_head_of_a_resnet20_has_128_parameters():
     for image_size, channels in ((32, 3), (8, 1)):
         expert = ResNet(20, channels, 10, image_size)
@@ -232,7 +251,8 @@ def test_rectified_score_is_the_product_of_both_heads():
     logits, g_logit = torch.randn(3, 50, 4), torch.randn(3, 50)
     product = logits.softmax(-1).max(-1).values * g_logit.sigmoid()
     torch.testing.assert_close(rectified_score(logits, g_logit).sigmoid(), product)
-    assert rectified_score(torch.tensor([[99.0, 0.0]]), torch.tensor([99.0])).isfinite().all()
+    for sure in (99.0, 999.0):
+        assert rectified_score(torch.tensor([[sure, 0.0]]), torch.tensor([sure])).isfinite().all()
 
 
 def test_the_rectified_rule_lets_the_largest_product_answer():
@@ -553,6 +573,20 @@ def test_xor_demo_shows_how_the_trap_closes(tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------ training
+
+
+@pytest.mark.parametrize("name, kind", [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
+def test_the_rate_falls_to_a_tenth_at_half_and_three_quarters_of_the_stage(name, kind):
+    settings = soe_settings(optimizer=name, lr=0.5, stage_epochs={1: 1, 2: 8})
+    optimizer, scheduler = train_submodel.optimizer_and_schedule(ResNet(2), settings, 2)
+    rates = []
+    for _ in range(8):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    assert type(optimizer) is kind and optimizer.defaults["weight_decay"] == 1e-4
+    assert rates == pytest.approx([0.5] * 4 + [0.05] * 2 + [0.005] * 2)
+    assert optimizer.defaults.get("momentum", 0.9) == 0.9
 
 
 def test_one_default_epoch_lowers_the_loss(tmp_path):

@@ -45,7 +45,7 @@ def test_the_page_says_what_the_model_says(address):
         assert said["answers"] == confidences.index(max(confidences))
         assert said["label"] == said["experts"][said["answers"]]["label"]
     change = [abs(a - b) for a, b in zip(answer["attacked"]["pixels"], digit.tolist())]
-    assert 0.1 < max(change) <= 0.3 + 1e-6
+    assert 0.2 < max(change) <= 0.3 + 1e-6
     same = post(address, {"pixels": digit.tolist(), "eps": 0, "attack": "pgd"})
     assert same["attacked"]["label"] == same["clean"]["label"]
     assert same["attacked"]["pixels"] == pytest.approx(digit.tolist())
