@@ -173,6 +173,8 @@ def test_a_resnet_halves_the_sides_where_it_doubles_the_channels():
         block.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))
     assert expert(torch.rand(2, 3, 32, 32))[0].shape == (2, 10)
     assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
+    plain = [isinstance(block.shortcut, nn.Identity) for block in expert.backbone[3:]]
+    assert plain == [True] * 3 + [False, True, True] * 2
 
 
 def test_a_resnet2_keeps_the_averages_of_8_by_8_pixels():
