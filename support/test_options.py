@@ -154,7 +154,8 @@ class Parsed(Exception):
 
 def examples():
     """(script, command) of every example in a script's docstring."""
-    for path in sorted(ROOT.glob("**/*.py")):
+    folders = ("", "baselines", "experiments")
+    for path in sorted(path for folder in folders for path in (ROOT / folder).glob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if "test_" not in name and "def main(argv" in path.read_text():
             doc = pkgutil.resolve_name(name).__doc__
