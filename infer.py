@@ -146,18 +146,17 @@ def run(args: Namespace) -> None:
         raise ValueError("adaptive misleads who answers, and here nobody answers alone: take pgd")
     if eps == 0 and (args.save or not args.images):
         raise ValueError("the checkpoint was trained without attacks: give --eps")
+    classes = settings.get("class_names") or [*map(str, range(settings["num_classes"]))]
     torch.manual_seed(settings["seed"])
     if not args.images:
         if args.save:
             raise ValueError("--save draws images: name some, such as 0 1 2")
         x, y = data.load_as_trained(settings, args.data).test_images(device)
-        names = settings.get("class_names")
-        print_report(report(model, x, y, attacks), model.row, len(x), eps, names)
+        print_report(report(model, x, y, attacks), model.row, len(x), eps, classes)
         return
     if args.save:
         files.check_new(Path(args.save), ".png", "--save")
     names, x, labels = read_images(args.images, settings, args.data)
-    classes = settings.get("class_names") or [*map(str, range(settings["num_classes"]))]
     answers, titles = print_answers(model, x.to(device), names, classes)
     if args.save:
         # A file has no label: the attack then leads away from the clean answer.
