@@ -46,7 +46,7 @@ def _files(path: Path) -> tuple[list[str], np.ndarray, list[str]]:
     try:
         found = ImageFolder(str(path))
     except FileNotFoundError as error:  # no class, or one without an image
-        raise ValueError(f"{path}: {str(error).split('.')[0]}") from None
+        raise ValueError(f"{path}: {str(error).split(' Supported ')[0]}") from None
     if len(found.classes) < 2:
         raise ValueError(f"{path} has one class, {found.classes[0]}: it must have two or more")
     files, labels = zip(*found.samples)

@@ -51,6 +51,8 @@ class Report:
 
     def __init__(self, args: Namespace):
         self.args, self.device = args, options.pick_device(args.device)
+        if not args.dry_run and self.device.type != "cuda":
+            raise ValueError("this machine has no CUDA GPU: try --dry-run")
         self.out, self.begun = Path(args.out), time.monotonic()
         self.out.mkdir(parents=True, exist_ok=True)
         toy = TOY if args.dry_run else FULL
@@ -329,8 +331,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         report = Report(args)
-        if not args.dry_run and report.device.type != "cuda":
-            raise ValueError("this machine has no CUDA GPU: try --dry-run")
         sections = dict(PARTS[args.part])
         if args.dry_run and args.part == 3:
             del sections["benchmark"]  # it has no toy size

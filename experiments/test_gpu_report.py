@@ -93,5 +93,5 @@ def test_the_distance_of_gradients_is_relative():
 
 
 def test_without_a_gpu_it_says_what_can_be_done(tmp_path, refused):
-    flags = ["--part", "1", "--out", tmp_path, "--device", "cpu"]
-    assert "--dry-run" in refused(gpu_report, *flags)
+    flags = ["--part", "1", "--out", tmp_path / "new", "--device", "cpu"]
+    assert "--dry-run" in refused(gpu_report, *flags) and not (tmp_path / "new").exists()
