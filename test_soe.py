@@ -570,7 +570,7 @@ def test_xor_demo_draws_figure_1(tmp_path, capsys):
 def test_xor_demo_shows_how_the_trap_closes(tmp_path, capsys):
     out = ["--out", str(tmp_path / "trap.png"), "--animate", str(tmp_path / "trap.gif")]
     xor_demo.main(["--trap", *out])
-    assert Image.open(tmp_path / "trap.gif").n_frames == 25
+    assert Image.open(tmp_path / "trap.gif").n_frames == 26
     assert "only g decides" in capsys.readouterr().out
 
 

@@ -78,6 +78,8 @@ def fit(
         optimizer.zero_grad()
         loss(f(x), g(x), y).backward()
         optimizer.step()
+    if frames is not None:
+        frames.append((500, f, g))
     return f, g
 
 
@@ -115,7 +117,7 @@ def constant(f: Linear2, x: Tensor) -> bool:
 def figure_1(samples: list, titles: list[str]) -> pictures.Figure:
     """(a) the ensemble, (b) the collaboration: the samples, what is answered where, and by whom."""
     x, y, vote, f, g = samples
-    vote_lines = [("$f_1 + f_2 = 0$", "k-", vote.a.sum(0), vote.b.sum())]
+    vote_lines = [("$f_1 + f_2 = 0$", "k-.", vote.a.sum(0), vote.b.sum())]
     lines = [(f"$f_{j + 1} = 0$", style, f.a[j], f.b[j]) for j, style in enumerate(("k-", "k--"))]
     lines += [("$g_1 = g_2$: who answers", "k:", g.a[0] - g.a[1], g.b[0] - g.b[1])]
     panels = [
@@ -144,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"collaboration (two linear f, linear g):      {collaboration:.1f} %")
         titles = [f"(a) ensemble: {vote:.1f} %", f"(b) collaboration: {collaboration:.1f} %"]
         if constant(samples[3], samples[0]):
-            print("f_1 and f_2 are the same everywhere, so only g decides: it is linear, like (a).")
+            print("f_1 says one label everywhere, f_2 the other: only g decides, as linear as (a).")
         files.write(out, pictures.as_png(figure_1(samples, titles)))
         print(f"wrote {out}")
         if args.animate:

@@ -135,15 +135,21 @@ def load(name_or_path: str, size: int | None = None, test_share: float | None = 
 
 
 def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
-    """The data set that a model was trained on. Raises ValueError where it is another."""
-    how = {key: settings.get(key) for key in ("size", "test_share")}  # None: not from a folder
-    found = load(moved_to or settings["data"], **how)
+    """The data set that a model was trained on. Raises ValueError where it is another.
+
+    A folder to which a file was added is another: its test images are drawn anew.
+    """
+    where = moved_to or settings["data"]
+    how = {key: settings.get(key) for key in ("size", "test_share")} if Path(where).is_dir() else {}
+    found = load(where, **how)
     theirs = (settings["num_classes"], list(settings["image_shape"]))
     if (found.num_classes, list(found.image_shape)) != theirs:
         raise ValueError(
             f"{found.name} has {found.num_classes} classes of images {found.image_shape}; the "
             f"checkpoint was trained on {settings['data_name']}, with {theirs[0]} of {theirs[1]}"
         )
+    if found.checksum != settings.get("data_checksum", found.checksum):
+        raise ValueError(f"{where} holds other images than those of the run")
     return found
 
 

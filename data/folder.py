@@ -66,16 +66,16 @@ def _drawn(y: np.ndarray, share: float) -> np.ndarray:
 
 def _images(path: Path, files: list[str], size: int) -> np.ndarray:
     """uint8 [N, H, W, C]. Raises ValueError where some cannot be read."""
-    images, unreadable = [], []
+    images, unreadable, grey = [], [], True
     for file in files:
         try:
-            images.append(open_image(file)[0])
+            image, _ = open_image(file)
+            grey &= image.mode in ("1", "L")
+            images.append(fit(image, "RGB", size, size)[0])
         except (ValueError, OSError):
             unreadable.append(file)
     if unreadable:
         what = f"{len(unreadable)} of the {len(files)} files cannot be read as images"
         raise ValueError(f"{path}: {what}, first {unreadable[0]}: mend or remove them")
-    mode = "L" if all(image.mode in ("1", "L") for image in images) else "RGB"
-    return np.stack([fit(image, mode, size, size)[0] for image in images]).reshape(
-        len(files), size, size, -1
-    )
+    x = np.stack(images)
+    return x[..., :1] if grey else x

@@ -33,7 +33,7 @@ def read_images(
                 last = len(dataset.x_test) - 1
                 raise ValueError(f"no test image {word}: {dataset.name} has 0 .. {last}")
             image, label = dataset.x_test[int(word)].float() / 255, int(dataset.y_test[int(word)])
-            name = f"test image {word}, label {label}"
+            name = f"test image {word}, label {dataset.class_names[label]}"
         names.append(name)
         images.append(image)
         labels.append(label)
@@ -57,8 +57,8 @@ def open_image(path: str | Path) -> tuple[Image.Image, list[str]]:
     changes = ["turned upright"] if turned else []
     if image.has_transparency_data:
         changes.append("put on white where transparent")
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        mode, image = "L" if image.mode in ("LA", "La") else "RGB", image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert(mode)
     return image, changes
 
 

@@ -9,11 +9,11 @@ the last two lines hold the medians. In units of one expert's forward pass (a ba
 pass for input or weights alone counts 1, for both 2), a stage-1 step costs 126 plainly and 96 here;
 a stage-2 step 108 plainly and 78 here, 68 on a CPU, where only the answering expert is attacked.
 
-With --ablate the ways down from the one to the other are timed one after the other. On a GPU a
-time is the mean of up to 50 steps between two CUDA events.
-
 Above them, for each method of baselines/: its step as a ratio to SoE's, the mean of both stages
 where there are two, in the same run, beside the ratio of the hours in the paper's Table 1.
+
+With --ablate the ways down from the one to the other are timed one after the other. On a GPU a
+time is the mean of up to 50 steps between two CUDA events.
 """
 
 import argparse

@@ -33,7 +33,9 @@ def check_writable(folder: Path) -> None:
 
 def check_new(path: Path, ending: str, flag: str) -> None:
     """Raises ValueError unless `path` names a new file with this ending in an existing folder."""
-    if path.suffix != ending or path.exists() or not path.parent.is_dir():
+    if path.exists():
+        raise ValueError(f"{flag} {path} is there already: give another name")
+    if path.suffix != ending or not path.parent.is_dir():
         what = f"the name of a new file in an existing folder, ending in {ending}"
         raise ValueError(f"{flag} {path}: give {what}")
 

@@ -7,7 +7,7 @@ from html import escape
 
 from torch import Tensor, nn
 
-from attacks import attacks_at
+from attacks import attacks_at, routes
 from models import ask_experts
 from support import pictures
 
@@ -23,6 +23,7 @@ WORDS = {
     "own": "images attacked by pgd-20 against this very row",
     "disagree": "images on which not all experts give the same label",
     "answering": "the expert whose confidence is highest",
+    "heaviest": "the expert that weighs most: nobody answers alone in a mixture",
     "best fixed": "the one expert that would be best throughout",
 }
 STYLE = """
@@ -71,10 +72,12 @@ def accuracies(result: dict) -> str:
     return table(rows)
 
 
-def division(result: dict, classes: list[str]) -> str:
-    """Who answers what, and where the experts disagree: how often is the right one asked?"""
-    of = result["specialisation"]
-    rows = [["", *(word(w) for w in ("disagree", "answering", "best fixed", "any"))]]
+def division(result: dict, classes: list[str], mixture: bool) -> str:
+    """Who answers (in a mixture: weighs most) what; where the experts disagree, how often is the
+    right one asked?"""
+    of, who = result["specialisation"], "heaviest" if mixture else "answering"
+    heading, does = ("Who weighs most", "is heaviest in") if mixture else ("Who answers", "answers")
+    rows = [["", *(word(w) for w in ("disagree", who, "best fixed", "any"))]]
     for column, parts in of.items():
         images, *shares = parts["disagree"].values()
         rows.append([word(column), f"<td>{images}</td>", *map(cell, shares)])
@@ -87,9 +90,9 @@ def division(result: dict, classes: list[str]) -> str:
         )
         heat.append([f"expert {j + 1}", *cells])
     return (
-        "<h2>Who answers</h2><p>Where the experts disagree: the number of images, and in % of them "
+        f"<h2>{heading}</h2><p>Where the experts disagree: the number of images, and in % of them "
         f"how often is correct</p>{table(rows)}<p>Of each class, clean: how many % this expert "
-        "answers (the shade) / how many % it has correct alone. Dark and empty cells in a row mean "
+        f"{does} (the shade) / how many % it has correct alone. Dark and empty cells in a row mean "
         f"that the experts have shared out the classes.</p>{table(heat, 'heat')}"
     )
 
@@ -108,8 +111,8 @@ def examples(model: nn.Module, x: Tensor, y: Tensor, eps: float, classes: list[s
     x, y = x[:200], y[:200]
     answers, told = titles(model, x, classes)
     parts = []
-    if eps:
-        i = (answers == y).nonzero().squeeze(1)[:60]
+    i = (answers == y).nonzero().squeeze(1)[:60]
+    if eps and len(i):
         x_adv = attacks_at(eps)["pgd"](model, x[i], y[i])
         after, told_after = titles(model, x_adv, classes)
         order = (after == y[i]).int().argsort(stable=True)[:6]  # the fooled ones first
@@ -146,8 +149,8 @@ def html(
     title = f"{settings.method}, {settings.n} x ResNet{settings.depth}, {settings.data_name}, "
     title += f"eps {settings.eps:g}"
     commands = [
-        f"python infer.py {run} 0 1 2 --save answers.png",
-        f"python infer.py {run} --eps 0.1 --attack pgd adaptive",
+        f"python infer.py {run} 0 1 2 --save answers.png" + ("" if settings.eps else " --eps 0.03"),
+        f"python infer.py {run} --eps 0.1 --attack pgd" + " adaptive" * routes(model),
         f"python -m experiments.evaluate {run}" + ("" if settings.eps else " --eps 0.03"),
     ]
     rows = [["setting", "value"]]
@@ -159,7 +162,7 @@ def html(
         "<p>Rest the pointer on a word for what it means. Attacks are made against the "
         f"{model.row}.</p>",
         accuracies(metrics),
-        division(metrics, classes) if metrics["specialisation"] else "",
+        division(metrics, classes, model.row == "mixture") if metrics["specialisation"] else "",
         "<h2>Training</h2>",
         picture(curves, "loss, accuracy and shares of the images, by epoch"),
         examples(model, x, y, settings.eps, classes),

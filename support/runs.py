@@ -74,8 +74,6 @@ def _set_up(
         here = {"out": settings.resume, "resume": None}
         settings = Namespace(**vars(settings) | checkpoint["settings"] | moved | here)
         dataset = data.load_as_trained(checkpoint["settings"], settings.data)
-        if dataset.checksum != settings.data_checksum:
-            raise ValueError(f"{settings.data} holds other images than those of the run")
     else:
         dataset = data.load(settings.data, settings.size, settings.test_share)
     fill_in(settings, dataset)
@@ -251,8 +249,8 @@ class Run:
             files.save_checkpoint(self.out / "model.pt", self.checkpoint)
 
     def finish(self, report: Callable[[nn.Module, Tensor, Tensor, float], dict]) -> None:
-        """Prints the table, report(model, x, y, eps); writes curves.png, report.html and, last,
-        metrics.json, which marks the run as finished."""
+        """Prints the table, report(model, x, y, eps); writes curves.png, metrics.json, which marks
+        the run as finished, and report.html."""
         if ranks.rank():
             return
         settings = self.settings
@@ -272,10 +270,10 @@ class Run:
             "epochs": self.history,
         }
         curves = pictures.curves(self.history)
-        page = report_html(settings, metrics | result, self.model, x, y, curves)
         files.write(self.out / "curves.png", curves)
-        files.write(self.out / "report.html", page)
         files.write(self.out / "metrics.json", json.dumps(metrics | result, indent=1).encode())
+        page = report_html(settings, metrics | result, self.model, x, y, curves)
+        files.write(self.out / "report.html", page)
         print(f"\nWrote {self.out}: {', '.join(sorted(path.name for path in self.out.iterdir()))}")
 
 
@@ -318,7 +316,7 @@ def fill_in(settings: Namespace, dataset: data.Data) -> None:
     settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
     settings.image_shape, settings.data_checksum = list(dataset.image_shape), dataset.checksum
     settings.class_names = dataset.class_names
-    settings.ground = images.border(dataset.x_train.float() / 255)
+    settings.ground = images.border(dataset.x_train) / 255
     if settings.alpha is None:
         settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03
     if settings.lr is None:

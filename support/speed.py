@@ -78,11 +78,12 @@ def release(model: nn.Module) -> None:
         torch.cuda.empty_cache()
 
 
+FELL_BACK = "A step cannot be taken"  # the beginning of the line that says so
 # What is lost where a step is taken in another way than compiled and as one graph.
 LOST = {
     "as one CUDA graph": "element-wise work is not fused",
-    "compiled": "Python launches every kernel, which takes some 0.1 s a step",
-    "plainly": "no work is fused; on a GPU Python launches every kernel, some 0.1 s a step",
+    "compiled": "Python launches every kernel, which takes longer than most of them run",
+    "plainly": "no work is fused, and on a GPU Python launches every kernel",
 }
 
 
@@ -106,7 +107,7 @@ def first_that_works(ways: dict[str, Step], model: nn.Module) -> Step:
                 if ranks.rank() == 0:
                     why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
                     now = f"it is taken {left[0][0]}: {LOST[left[0][0]]}"
-                    print(f"A step cannot be taken {how} ({why}); {now}.", file=sys.stderr)
+                    print(f"{FELL_BACK} {how} ({why}); {now}.", file=sys.stderr)
         return left[0][1](x, y)
 
     return step
@@ -174,8 +175,8 @@ def replayed(step: Step, model: nn.Module, drawn: dict) -> Step:
     """`step` as one CUDA graph, captured at its first call and whenever `drawn` has changed. The
     gradients must be None before each.
 
-    A step of the paper's size is some seven thousand kernels, each shorter than the time it takes
-    to launch it from Python. Captured once, they are launched by one call. Shapes and everything
+    A step of the paper's size is thousands of kernels, most of them shorter than the time it takes
+    to launch one from Python. Captured once, they are launched by one call. Shapes and everything
     that Python decides stay as they were in the captured step.
     """
     parameters, kept = list(model.parameters()), {}

@@ -69,6 +69,7 @@ def test_a_wrong_flag_is_refused_in_one_line(flags, tmp_path, monkeypatch, refus
         ("--attack pgd magic", "invalid choice: 'magic'"),
         ("--save a.png", "name some"),
         ("0 --save nowhere/a.png", "existing folder"),
+        ("0 --save deep.png", "is there already"),
         ("0 --save a.jpg", "ending in .png"),
         ("0 --data own.npz", "own has 4 classes of images (1, 8, 8); the checkpoint was trained"),
         ("--device tpu", "this machine has"),

@@ -2,12 +2,16 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import data
+import infer
 from experiments.fixtures import SMALL
+from support import report
 from support.report import WORDS, word
 
 
@@ -44,13 +48,25 @@ def test_a_report_shows_the_division_and_the_examples(page):
     assert page.count("<img ") == 2 + ("Wrong without" in page)
 
 
+def test_where_no_image_is_correct_there_are_no_adversarial_examples(whole):
+    model, x = infer.load(whole), data.load("digits").x_test[:20].float() / 255
+    y = (model(x).argmax(1) + 1) % 10
+    page = report.examples(model, x, y, 0.1, list("0123456789"))
+    assert "Adversarial" not in page and "Wrong without any attack" in page
+
+
 @pytest.mark.parametrize("script, flags", [("plain", []), ("more", ["--eps", "0"])])
-def test_a_report_of_a_rival_has_what_there_is(script, flags, tmp_path):
+def test_a_report_of_a_rival_has_what_there_is(script, flags, tmp_path, monkeypatch, capsys):
     module = __import__(f"baselines.{script}", fromlist=["main"])
     module.main([*SMALL, "--epochs", "1", *flags, "--out", str(tmp_path / "run")])
     text = (tmp_path / "run" / "report.html").read_text()
-    assert ("Who answers" in text) == (script == "more")
+    assert ("Who weighs most" in text) == (script == "more") and "Who answers" not in text
     assert ("Adversarial examples" in text) == (not flags)
+    commands = [line for line in text.split("<pre>")[1].split("</pre>")[0].splitlines()]
+    monkeypatch.chdir(tmp_path)
+    for command in commands[:2]:  # the third is the full evaluation
+        infer.main(shlex.split(command)[2:])
+    assert (tmp_path / "answers.png").exists() and len(commands) == 3
 
 
 def test_a_browser_shows_the_report(whole, tmp_path, browser):
