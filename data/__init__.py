@@ -135,9 +135,10 @@ def load(name_or_path: str, size: int | None = None, test_share: float | None = 
 
 
 def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
-    """The data set that a model was trained on. Raises ValueError where it is another.
+    """The data set that a model was trained on, or the one that is named in its place.
 
-    A folder to which a file was added is another: its test images are drawn anew.
+    Raises ValueError where its images have another shape or number of classes, or where none is
+    named and the images are others: a folder with one file more is drawn anew for testing.
     """
     where = moved_to or settings["data"]
     how = {key: settings.get(key) for key in ("size", "test_share")} if Path(where).is_dir() else {}
@@ -148,8 +149,10 @@ def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
             f"{found.name} has {found.num_classes} classes of images {found.image_shape}; the "
             f"checkpoint was trained on {settings['data_name']}, with {theirs[0]} of {theirs[1]}"
         )
-    if found.checksum != settings.get("data_checksum", found.checksum):
-        raise ValueError(f"{where} holds other images than those of the run")
+    if moved_to is None and found.checksum != settings.get("data_checksum", found.checksum):
+        raise ValueError(
+            f"{where} holds other images than those of the run; name it by --data to use it"
+        )
     return found
 
 

@@ -272,6 +272,7 @@ def test_a_folder_that_has_changed_is_other_data(tmp_path, refused):
     Image.new("RGB", (8, 8)).save(path / "cat" / "00.png")
     for script in (infer, evaluate):
         assert "other images than those of the run" in refused(script, tmp_path / "run")
+    infer.main([str(tmp_path / "run"), "--data", str(path)])  # as one who knows it
     path.rename(tmp_path / "moved")
     assert "unknown data" in refused(infer, tmp_path / "run")
 

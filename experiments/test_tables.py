@@ -113,4 +113,4 @@ def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path
     assert part.x_test[:, 0, 0, 0].tolist() == order[30:].tolist()
     assert part.y_test.tolist() == (order[30:] % 4).tolist()
     assert "too few" in refused(subset, "--data", mine, "--train", 41, "--out", tmp_path / "n.npz")
-    assert "new file" in refused(subset, "--data", mine, "--train", 4, "--out", out)
+    assert "already" in refused(subset, "--data", mine, "--train", 4, "--out", out)

@@ -74,6 +74,8 @@ def _set_up(
         here = {"out": settings.resume, "resume": None}
         settings = Namespace(**vars(settings) | checkpoint["settings"] | moved | here)
         dataset = data.load_as_trained(checkpoint["settings"], settings.data)
+        if dataset.checksum != settings.data_checksum:
+            raise ValueError(f"{settings.data} holds other images than those of the run")
     else:
         dataset = data.load(settings.data, settings.size, settings.test_share)
     fill_in(settings, dataset)
