@@ -168,7 +168,7 @@ def run(args: Namespace) -> None:
             _, titles = print_answers(model, x_adv, names, classes)
             titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, right)]
             what, changed = pictures.change(x, x_adv.cpu(), eps)
-            rows[f"{what}, {name}"] = (changed, [""] * len(x))
+            rows[f"{name}: {what}"] = (changed, [""] * len(x))
             rows[f"{name}, eps {eps:g}"] = (x_adv, titles)
         files.write(Path(args.save), pictures.strip(names, rows))
         print(f"\nwrote {args.save}")

@@ -1,4 +1,4 @@
-"""Stage 2, collaboration training (the main paper's Algorithm 2), and the main command.
+"""The main command: stage 1, then stage 2, collaboration training (the main paper's Algorithm 2).
 
 Stage 1 stops finding weak spots once every expert's own attack is answered. Stage 2 attacks the
 collaboration itself, the logits that inference returns, and trains on what it finds.

@@ -20,6 +20,7 @@ from support import files, options, pictures
 
 CENTRES = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]])
 LABELS = torch.tensor([1.0, 1.0, -1.0, -1.0])
+TRAPPED = "f_1 says one label everywhere, f_2 the other: only g decides, as linear as (a)."
 VARIANCE = 0.1  # the clouds' covariance is 0.1 * I
 
 
@@ -99,8 +100,7 @@ def accuracies(
     x_test, y_test = xor_samples(1000, generator)
     vote, _ = fit(vote_loss, x, y, generator)
     f, g = fit(loss, x, y, generator, frames)
-    with torch.no_grad():
-        voted = vote(x_test).mean(1).sign()
+    voted = vote(x_test).mean(1).sign()
     _, answered = answer(f, g, x_test)
     percents = [100 * (sign == y_test).float().mean().item() for sign in (voted, answered)]
     return *percents, [x_test, y_test, vote, f, g]
@@ -124,7 +124,7 @@ def figure_1(samples: list, titles: list[str]) -> pictures.Figure:
         (titles[0], lambda z: (vote(z).mean(1).sign(), None), vote_lines),
         (titles[1], lambda z: answer(f, g, z)[::-1], lines),
     ]
-    return pictures.plane(x, y, panels)
+    return pictures.plane(x, y, panels, TRAPPED if constant(f, x) else " ")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"collaboration (two linear f, linear g):      {collaboration:.1f} %")
         titles = [f"(a) ensemble: {vote:.1f} %", f"(b) collaboration: {collaboration:.1f} %"]
         if constant(samples[3], samples[0]):
-            print("f_1 says one label everywhere, f_2 the other: only g decides, as linear as (a).")
+            print(TRAPPED)
         files.write(out, pictures.as_png(figure_1(samples, titles)))
         print(f"wrote {out}")
         if args.animate:

@@ -66,16 +66,20 @@ def _drawn(y: np.ndarray, share: float) -> np.ndarray:
 
 def _images(path: Path, files: list[str], size: int) -> np.ndarray:
     """uint8 [N, H, W, C]. Raises ValueError where some cannot be read."""
-    images, unreadable, grey = [], [], True
+    images, unreadable, grey, cropped = [], [], True, 0
     for file in files:
         try:
             image, _ = open_image(file)
             grey &= image.mode in ("1", "L")
-            images.append(fit(image, "RGB", size, size)[0])
+            pixels, changes = fit(image, "RGB", size, size)
+            images.append(pixels)
+            cropped += any("cropped" in change for change in changes)
         except (ValueError, OSError):
             unreadable.append(file)
     if unreadable:
         what = f"{len(unreadable)} of the {len(files)} files cannot be read as images"
         raise ValueError(f"{path}: {what}, first {unreadable[0]}: mend or remove them")
+    if cropped:
+        print(f"{path}: of {cropped} of the {len(files)} images only the square middle is used")
     x = np.stack(images)
     return x[..., :1] if grey else x

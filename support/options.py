@@ -122,7 +122,7 @@ def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
     parser.method = parser.add_argument_group("the method")
     add = parser.method.add_argument
     add("--n", type=count, default=3, help="M, the number of experts")
-    add("--depth", type=int, default=20, help="depth of each ResNet, 6n + 2")
+    add("--depth", type=int, default=20, help="depth of each ResNet: 2, 8, 14, 20 ..")
     add = parser.add_argument_group("the attack in training, PGD").add_argument
     what = "epsilon, its radius: l-infinity, pixels in [0, 1], or a fraction such as 8/255"
     add("--eps", type=eps_type, default=0.03, help=what)

@@ -37,13 +37,14 @@ def as_gif(figures: Iterable[Figure], seconds: float = 0.12) -> bytes:
     return buffer.getvalue()
 
 
-def plane(x: Tensor, y: Tensor, panels: list[tuple[str, Callable, list]]) -> Figure:
+def plane(x: Tensor, y: Tensor, panels: list[tuple[str, Callable, list]], heading: str) -> Figure:
     """Points x [N, 2] with labels y [N], -1 or +1, and for each panel (title, rule, lines) what is
     answered where: rule(z [B, 2]) -> (the answer's sign [B], who gives it [B], or None), and lines
     (name, style, a [2], b) where a . x + b = 0. Colours and symbols mean labels throughout."""
     colours, side = {-1: "C0", 1: "C1"}, torch.linspace(-2.5, 2.5, 200)
     grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)  # [200, 200, 2]
-    figure, axes = subplots(1, len(panels), figsize=(9.5, 5.4))
+    figure, axes = subplots(1, len(panels), figsize=(9.5, 5.8))
+    figure.suptitle(heading, fontsize=10)
     shades = {
         f"answered there: ${label:+d}$": Rectangle((0, 0), 1, 1, color=colour, alpha=0.15)
         for label, colour in colours.items()
@@ -93,8 +94,9 @@ def curves(history: list[dict]) -> bytes:
     lines = {key: line for key, line in lines.items() if key in history[0]}
     for j, marker in zip(range(len(history[0]["best"])), itertools.cycle("osD^v<>p")):
         for key, line in lines.items():
-            share, style = [entry[key][j] for entry in history], {"marker": marker, "ms": 4}
-            right.plot(epochs, share, line, color=f"C{j}", label=f"expert {j + 1} {key}", **style)
+            share, style = [entry[key][j] for entry in history], {"color": f"C{j}", "ms": 5}
+            style |= {"marker": marker} if key == "answered" or len(lines) == 1 else {"lw": 1}
+            right.plot(epochs, share, line, label=f"expert {j + 1} {key}", **style)
     right.set_title("share of the clean images (%)")
     told = {"answered": "answered: its confidence is highest", "best": "best: its loss is lowest"}
     right.set_xlabel("epoch\n" + "\n".join(told[key] for key in lines))
@@ -190,7 +192,7 @@ def grid(names: list[str], images: Tensor, titles: list[str], across: int = 6) -
 def change(x: Tensor, x_adv: Tensor, eps: float) -> tuple[str, Tensor]:
     """x_adv - x around grey, ten times as large, or so that eps is white; and what to call it."""
     times = min(10, 0.5 / eps)
-    return f"the change, times {times:.3g}", (0.5 + times * (x_adv - x)).clamp(0, 1)
+    return f"the change, times {times:.3g}, grey: none", (0.5 + times * (x_adv - x)).clamp(0, 1)
 
 
 def strip(names: list[str], rows: dict[str, tuple[Tensor, list[str]]]) -> bytes:

@@ -130,10 +130,14 @@ class Run:
             f"{options.device_name(self.device)}, {settings.precision}, "
             f"{options.why_precision(self.device, settings.precision)}{hint}"
         )
-        plan = ", ".join(f"stage {stage}: {e} epochs" for stage, e in settings.stage_epochs.items())
+        stages = settings.stage_epochs.items()
+        plan = ", ".join(f"stage {stage}: {e} epoch{'s' * (e > 1)}" for stage, e in stages)
         name = "" if settings.method.startswith("soe") else f"{settings.method}: "
         experts = f"{name}{settings.n} x ResNet{settings.depth}"
         print(f"{experts}, eps {settings.eps:g}; {plan}; into {self.out}", flush=True)
+        if (N := len(dataset.x_test)) < 100:
+            error = 50 / math.sqrt(N)
+            print(f"Few test images: a standard error of {error:.0f} points where 50 % are correct")
 
     def __enter__(self) -> "Run":
         return self
