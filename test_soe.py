@@ -95,7 +95,7 @@ def test_losses_of_both_stages_follow_the_formula(confidence, weights):
     x, y = torch.rand(6, 1, 8, 8), torch.randint(10, (6,))
 
     def by_hand(x, y, weights):
-        outputs = [expert(x) for expert in model.experts]  # train mode: the whole batch
+        outputs = [expert(x) for expert in model.train().experts]
         total = 0
         for i in range(len(x)):
             f = [logits[i].softmax(0) for logits, _ in outputs]
@@ -130,6 +130,11 @@ def test_losses_of_both_stages_follow_the_formula(confidence, weights):
     stage2 = 3 * (by_hand(x, y, weights) + by_hand(together, y, weights))
     assert_same(train_submodel.stage1_loss(model, x, y, settings), stage1)
     assert_same(train_collab.stage2_loss(model, x, y, settings), stage2)
+    settings.eps = 0  # no attack: clean images alone
+    model.eval()  # as the end of an epoch leaves it
+    assert_same(train_submodel.stage1_loss(model, x, y, settings), 3 * by_hand(x, y, "best"))
+    model.eval()
+    assert_same(train_collab.stage2_loss(model, x, y, settings), 3 * by_hand(x, y, weights))
 
 
 @pytest.mark.parametrize(

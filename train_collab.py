@@ -45,6 +45,8 @@ def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: N
 def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """The loss of collaboration training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
     each = sample_loss if settings.weights == "best" else confidence_weighted_loss
+    if settings.eps == 0:
+        return settings.n * each(model.train(), x, y, settings).mean()
     model.eval().requires_grad_(False)
     x_adv = training_attack(model, x, y, settings)  # x~_c = PGD on what inference returns
     model.train().requires_grad_(True)

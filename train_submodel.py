@@ -68,6 +68,8 @@ def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
 def stage1_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """The loss of sub-model training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
     M = settings.n
+    if settings.eps == 0:  # no attack, as in Table 4
+        return M * sample_loss(model.train(), x, y, settings).mean()
     model.eval().requires_grad_(False)  # the attack needs gradients for the input alone
     x_adv = attack_each_expert(model, x, y, settings)  # [M * B, C, H, W]
     model.train().requires_grad_(True)
@@ -123,7 +125,7 @@ def optimizer_and_schedule(
 
 def soe_parser(description: str, prog: str) -> options.Parser:
     """The options that all methods share, and those of the loss above."""
-    parser = options.training_parser(description, prog)
+    parser = options.training_parser(description, prog, options.radius_or_0)
     add = parser.method.add_argument
     what = "sigma, the smoothness of the minimum in Eq. 7"
     add("--sigma", type=options.positive, default=1.0, help=what)

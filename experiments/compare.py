@@ -19,6 +19,7 @@ members, S steps of PGD, T = 10 of DVERGE's own:
     gal                                     2 M S + 9 M            the second derivative: 3 M more
     soe-stage1                              2 M S + 3 (M + M^2)    all learn from M attacks
     soe                                     as soe-stage1, then 2 M S + 6 M, half of the epochs each
+    plain, soe, soe-stage1 at eps 0         3 M                    clean images alone
     dverge                                  as plain, then 2 M T + M + 2 M S + 3 M + 3 M (M - 1)
 
 `--equal-cost` scales the epochs so that each method costs as much as the first one named.
@@ -58,8 +59,10 @@ METHODS = {  # name: the script that trains it, and its flags
 DEFAULT = [*METHODS, "adp --optimizer sgd", "gal --optimizer sgd"]  # the others' rule for these too
 
 
-def units_of_a_batch(method: str, M: int, S: int, T: int = 10) -> dict[int, int]:
-    """{stage: forward units of a batch}, as in the table above."""
+def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -> dict[int, int]:
+    """{stage: forward units of a batch}, as in the table above; without attacks where eps is 0."""
+    if eps == 0:
+        return {1: 3 * M, 2: 3 * M}
     plainly, each = 2 * M * S + 6 * M, 2 * M * S + 3 * (M + M**2)
     distilled = 2 * M * T + M + 2 * M * S + 3 * M + 3 * M * (M - 1)
     stages = {"soe": {1: each, 2: plainly}, "soe-stage1": {1: each}, "gal": {1: plainly + 3 * M}}
@@ -88,7 +91,7 @@ def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
             epochs = epochs_at_equal_cost(method, args.methods[0], epochs, args.n, steps)
         words = method.split()
         for seed in range(args.seed, args.seed + args.seeds):
-            of = {"depth": depth, "n": args.n, "eps": eps, "epochs": epochs, "seed": seed}
+            of = {"depth": depth, "n": args.n, "eps": f"{eps:g}", "epochs": epochs, "seed": seed}
             name = f"{data_name}-{method.replace(' --', '-').replace(' ', '')}"
             name += "".join(f"-{k}{v}" for k, v in of.items())
             flags = [*METHODS[words[0]][1], *words[1:], *(f"--{k}={v}" for k, v in of.items())]
@@ -107,9 +110,10 @@ def evaluate(
     model = infer.load(folder, args.device)
     speed.gather(model)
     x, y = dataset.test_images(args.device, dataset.choose_test_images(args.images))
-    how = attacks_at(args.attack, model, settings["eps"], args.steps, args.queries)
+    eps = settings["eps"]
+    how = attacks_at(args.attack, model, eps, args.steps, args.queries) if eps else {}
     result = report(model, x, y, how)
-    stages = units_of_a_batch(method, settings["n"], settings["steps"])
+    stages = units_of_a_batch(method, settings["n"], settings["steps"], eps=eps)
     units = sum(stages[stage] * epochs for stage, epochs in settings["stage_epochs"].items())
     return {
         "method": method,
@@ -133,7 +137,7 @@ def command(method: str, flags: list[str], args: Namespace) -> str:
 
 
 def evaluation(args: Namespace, images: int) -> dict:
-    """How a run is evaluated."""
+    """How a run is evaluated, where it was trained with attacks."""
     how = {name: getattr(args, name) for name in ("attack", "steps", "queries")}
     return {**how, "images": images, "seed": 0}
 
@@ -152,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     what = "names of METHODS, perhaps with flags of its script (default: all, and adp, gal by SGD)"
     add("--methods", nargs="+", type=known_method, metavar="METHOD", default=DEFAULT, help=what)
     add("--depth", type=int, nargs="+", default=[20], help="depths of each ResNet")
-    add("--eps", type=options.radius, nargs="+", default=[0.03], help="radii of the attack")
+    add("--eps", type=options.radius_or_0, nargs="+", default=[0.03], help="radii of the attack")
     add("--n", type=count, default=3, help="M, the members of each")
     add("--epochs", type=count, help="of every method (default: as in training)")
     add("--equal-cost", action="store_true", help="as much training as the first method has")

@@ -83,6 +83,11 @@ def correct_on_transferred(
     return correct
 
 
+def bits(correct: Tensor) -> str:
+    """Which images are correct, bool [N], as "0110.."."""
+    return "".join(map(str, correct.int().tolist()))
+
+
 def report(
     model: nn.Module,
     x: Tensor,
@@ -92,14 +97,15 @@ def report(
     seeds: Sequence[int] = (0,),
 ) -> dict:
     """{"table": {row: {column: percent}}, "deviation": likewise, "specialisation": {column: ..},
-    "decided": .., "correct": {column: "0110.."}}.
+    "decided": .., "correct": {column: "0110.."}, "clean": {row: "0110.."}}.
 
     Rows and columns are those of `infer.evaluate`, the attacks being repeated from each seed: the
     table holds the means and `deviation`, with several seeds, the standard deviations; `worst`
     counts the images that are correct in all columns from all seeds; `specialisation` is the last
     seed's. `transfer` adds columns of ready-made images [V, N, C, H, W]; an image is correct where
     all its variants are. `decided` is what `who_decided` returns, and `correct` tells of each image
-    whether the model has it correct from all seeds, for paired comparisons.
+    whether the model has it correct from all seeds, `clean` whether each row has, for paired
+    comparisons.
     """
     transfer, runs = transfer or {}, []
     transferred = correct_on_transferred(model.eval(), y, transfer)
@@ -125,7 +131,8 @@ def report(
         "deviation": deviation,
         "specialisation": division,
         "decided": who_decided(mine),
-        "correct": {c: "".join(map(str, found.int().tolist())) for c, found in mine.items()},
+        "correct": {column: bits(found) for column, found in mine.items()},
+        "clean": {row: bits(columns["clean"]) for row, columns in always.items()},
     }
 
 

@@ -103,15 +103,17 @@ def cells(results: list[dict], column: str, row: str | None = None) -> list[floa
 def comparison(methods: dict[str, list[dict]]) -> Rows:
     """Each method attacked itself; the last column is paired with the first method."""
     first, *_ = methods.values()
-    columns = ["clean", *first[0]["evaluation"]["attack"], "worst"]
-    of_first = f"worst less {first[0]['method']}'s"
+    attacks = first[0]["evaluation"]["attack"] if first[0]["settings"]["eps"] else []
+    columns = ["clean", *attacks, *(["worst"] if attacks else [])]
+    decisive = list(first[0]["correct"])[-1]  # worst; clean where nothing was attacked
+    of_first = f"{decisive} less {first[0]['method']}'s"
     rows = [["", "units", *(HEADINGS.get(c, c) for c in columns), of_first, "alone", "any"]]
     for method, results in methods.items():
         difference = "-"
         seeds = [result["settings"]["seed"] for result in results]
         same = [result for result in first if result["settings"]["seed"] in seeds]
         if method != first[0]["method"] and len(same) == len(results):
-            pair = [[result["correct"]["worst"] for result in part] for part in (results, same)]
+            pair = [[result["correct"][decisive] for result in part] for part in (results, same)]
             difference = "{:+.1f} ± {:.1f}".format(*paired_difference(*pair))
         M = results[0]["settings"]["n"]
         alone = [

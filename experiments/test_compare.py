@@ -199,6 +199,21 @@ def test_units_are_those_that_a_loss_costs(method):
         assert counted[stage] == units + (9 if method == "gal" else 0)  # its second derivative
 
 
+@pytest.mark.parametrize("loss", [stage1_loss, stage2_loss, plain.plain_loss, plain.jointly_loss])
+def test_without_attacks_a_batch_costs_its_clean_images_alone(loss):
+    settings = Namespace(n=2, eps=0, sigma=1, lambda_=1, weights="best")
+    model = models.Collaboration([models.ResNet(2, 1, 10, 8) for _ in range(2)])
+    units = forward_units(loss, model, torch.rand(4, 1, 8, 8), torch.arange(4), settings)
+    assert set(compare.units_of_a_batch("soe", 2, 10, eps=0).values()) == {units}
+
+
+def test_models_trained_without_attacks_are_compared_on_clean_images(tmp_path, capsys):
+    compare_small(tmp_path, "--eps", "0", "--methods", "soe", "plain")
+    assert "| clean | clean less soe's |" in capsys.readouterr().out
+    for result in results(tmp_path).values():
+        assert set(result["correct"]) == {"clean"}
+
+
 def test_equal_cost_is_more_epochs_of_a_cheaper_method():
     assert compare.epochs_at_equal_cost("plain-together", "soe", 36, 3, 10) == 40  # 87 to 78
     assert compare.epochs_at_equal_cost("soe", "soe", 36, 3, 10) == 36
@@ -212,7 +227,7 @@ def test_equal_cost_is_more_epochs_of_a_cheaper_method():
         ("--methods soe magic", "unknown method 'magic'"),
         ("--attack magic", "invalid choice: 'magic'"),
         ("--shard 3/2", "invalid shard value: '3/2'"),
-        ("--eps 0", "out of range"),
+        ("--eps 2", "out of range"),
         ("--seeds 0", "at least 1"),
         ("--depth 3", "depth is 3"),
         ("--data none.npz", "no file none.npz"),
