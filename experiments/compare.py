@@ -150,7 +150,7 @@ def shard(text: str) -> tuple[int, int]:
     return i, k
 
 
-def main(argv: list[str] | None = None) -> None:
+def comparison_parser() -> options.Parser:
     parser = options.Parser(__doc__, prog="-m experiments.compare")
     add, count = parser.add_argument, options.count
     what = "names of METHODS, perhaps with flags of its script (default: all, and adp, gal by SGD)"
@@ -172,15 +172,22 @@ def main(argv: list[str] | None = None) -> None:
     add("--shard", type=shard, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/compare", metavar="DIR", help="folder of all the runs")
     add("--results", metavar="DIR", help="folder of their JSON files (default: that of --out)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = comparison_parser()
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        failed = run(args)
+        finished, failed = run(args)
+        show(finished, args)
     if failed:
         parser.exit(1, f"runs that failed, as said above: {failed}\n")
 
 
-def run(args: Namespace) -> int:
-    """What `main` does; returns how many runs failed. Raises ValueError, OSError, SystemExit."""
+def run(args: Namespace) -> tuple[list[Path], int]:
+    """Trains and attacks what is asked for and not there yet; returns the JSON files of all runs
+    that have finished, and how many failed. Raises ValueError, OSError, SystemExit."""
     if "WORLD_SIZE" in os.environ:
         raise ValueError("not under torchrun: give each process its --shard instead")
     dataset = data.load(args.data)
@@ -218,7 +225,11 @@ def run(args: Namespace) -> int:
         else:
             found = evaluate(out / name, method, flags, args, dataset)
             files.write(kept, json.dumps(found).encode())
-    finished = [results / f"{name}.json" for name in runs if (results / f"{name}.json").exists()]
+    return [path for name in runs if (path := results / f"{name}.json").exists()], failed
+
+
+def show(finished: list[Path], args: Namespace) -> None:
+    """Prints the tables of these files, and draws them. Raises OSError."""
     grouped = tables.group(map(tables.read, finished))
     for title, methods in grouped.items():
         print(f"\n{title}; accuracy (%), each model attacked itself\n")
@@ -227,13 +238,12 @@ def run(args: Namespace) -> int:
             for doubt in {doubt for result in found for doubt in result["doubts"]}:
                 print(f"\nDoubtful, {method}: {doubt}.")
     if grouped:
-        picture = files.first_free(out, "compare", ".png")
+        picture = files.first_free(Path(args.out), "compare", ".png")
         shown = {
             title: tables.summaries(methods, args.attack) for title, methods in grouped.items()
         }
         files.write(picture, pictures.methods(shown, ("clean", *args.attack, "worst")))
-        print(f"\nWrote {results}: a JSON file for each run; and {picture}")
-    return failed
+        print(f"\nWrote {args.results or args.out}: a JSON file for each run; and {picture}")
 
 
 if __name__ == "__main__":

@@ -218,6 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
     add("--data", help="the data set, where its file has moved")
+    add("--out", metavar="FILE", help="the .json file (default: attacks.json in the run's folder)")
     options.add_device(parser)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
@@ -250,7 +251,10 @@ def run(args: Namespace) -> None:
     made_here = [name for name in names if name not in TRANSFER]
     folder = Path(args.checkpoint)
     folder = folder if folder.is_dir() else folder.parent
-    files.check_writable(folder)
+    if args.out:
+        files.check_new(Path(args.out), ".json", "--out")
+    else:
+        files.check_writable(folder)
     x, y = dataset.test_images(device, chosen)
     results = {}
     for eps in args.eps:
@@ -261,7 +265,7 @@ def run(args: Namespace) -> None:
         results[eps]["doubts"] = doubts(model, x, y, results[eps]["table"][model.row])
         print_report(results[eps], model.row, len(x), eps, dataset.class_names)
         print_referee(results[eps])
-    path = files.first_free(folder, "attacks", ".json", ".png")
+    path = Path(args.out) if args.out else files.first_free(folder, "attacks", ".json", ".png")
     content = {
         "command": vars(args),
         "row": model.row,
@@ -278,7 +282,7 @@ def run(args: Namespace) -> None:
         picture = path.with_suffix(".png")
         files.write(picture, pictures.accuracy_by_eps(tables, model.row))
         written += f", {picture.name}"
-    print(f"\nWrote {folder}: {written}")
+    print(f"\nWrote {path.parent}: {written}")
 
 
 if __name__ == "__main__":

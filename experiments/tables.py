@@ -6,23 +6,27 @@ A mark names one of the functions in MAKERS and the files it reads, one JSON fil
 
     <!-- comparison: compare/digits-*-depth2-*.json -->
     <!-- end -->
-
-Three things are told apart. `±` is the standard deviation over the seeds of training. The standard
-error of one model's accuracy on N images is sqrt(p (1 - p) / N). A difference between two methods
-is taken image by image and seed by seed; its interval holds the true one in 95 of 100 cases, where
-images and seeds are drawn anew, and no word such as "beats" is used where it holds 0.
 """
 
 import contextlib
 import io
 import json
+import os
 import re
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-
+from experiments.claims import (
+    NAMES,
+    TRANSFER,
+    differences,
+    judged,
+    placed,
+    trained_as,
+    with_column,
+)
+from experiments.intervals import interval, mean_and_deviation, paired_difference
 from support import files, options, pictures
 from support.tables import duration, print_report
 
@@ -33,8 +37,13 @@ HEADINGS = {"pgd": "PGD-20", "apgd": "AutoPGD", "square": "Square"}
 Rows = list[list[str]]  # the heading first
 
 
+PAPER = json.loads((HERE / "paper.json").read_text())  # its numbers
+
+
 def read(path: Path) -> dict:
-    return json.loads(path.read_text())
+    """What a file says; `file`: where it is, seen from this folder."""
+    found = json.loads(path.read_text())
+    return found | {"file": os.path.relpath(path, HERE)} if isinstance(found, dict) else found
 
 
 def group(results: Iterable[dict]) -> dict[str, dict[str, list[dict]]]:
@@ -53,40 +62,6 @@ def _soe_first(item: tuple[str, list[dict]]) -> tuple[bool, str]:
     return not item[0].startswith("soe"), item[0]
 
 
-# ------------------------------------------------------------------------------------ statistics
-
-
-def t_quantile(df: float) -> float:
-    """Student's t below which 97.5 % lie, for df >= 1 degrees of freedom."""
-    theta = np.linspace(0, np.pi / 2, 200_001)  # t = sqrt(df) tan(theta)
-    below = np.cumsum(np.cos(theta) ** (df - 1))
-    return float(np.sqrt(df) * np.tan(theta[np.searchsorted(below, 0.95 * below[-1])]))
-
-
-def paired_difference(ours: list[str], theirs: list[str]) -> tuple[float, float]:
-    """Difference of two accuracies in points, and half its 95 % interval; "0110.." tells of each
-    image whether it is correct, a string for each seed.
-
-    Its variance is that of the images' mean differences / N and, with several seeds, that of the
-    seeds' / S (the first holds part of the second, which errs to the safe side); the degrees of
-    freedom are Welch's. With one seed it says nothing about other seeds.
-    """
-    pairs = zip(ours, theirs)
-    d = np.array([[int(a) - int(b) for a, b in zip(*pair)] for pair in pairs])  # [S, N]
-    means = [d.mean(0), d.mean(1)] if len(d) > 1 else [d.mean(0)]
-    variances = np.array([m.var(ddof=1) / len(m) for m in means])
-    total = variances.sum()
-    if total == 0:
-        return 100 * float(d.mean()), 0.0
-    df = total**2 / sum(v**2 / (len(m) - 1) for v, m in zip(variances, means))
-    return 100 * float(d.mean()), 100 * t_quantile(df) * float(total) ** 0.5
-
-
-def mean_and_deviation(values: list[float]) -> list[float]:
-    """[mean, standard deviation], the mean alone of a single value."""
-    return [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
-
-
 # ---------------------------------------------------------------------------------- what is shown
 
 
@@ -97,7 +72,7 @@ def text(values: list[float]) -> str:
 def cells(results: list[dict], column: str, row: str | None = None) -> list[float]:
     """Mean and deviation of one column; nothing where it was not measured."""
     found = [r["table"][row or r["row"]].get(column) for r in results]
-    return [] if None in found else mean_and_deviation(found)
+    return [] if None in found or not found else mean_and_deviation(found)
 
 
 def comparison(methods: dict[str, list[dict]]) -> Rows:
@@ -115,13 +90,9 @@ def comparison(methods: dict[str, list[dict]]) -> Rows:
         if method != first[0]["method"] and len(same) == len(results):
             pair = [[result["correct"][decisive] for result in part] for part in (results, same)]
             difference = "{:+.1f} ± {:.1f}".format(*paired_difference(*pair))
-        M = results[0]["settings"]["n"]
-        alone = [
-            statistics.mean(r["table"][f"expert {j + 1}"]["clean"] for j in range(M))
-            for r in results
-        ]
+        experts = [statistics.mean(alone(r)) for r in results]
         shown = [text(cells(results, column)) for column in columns]
-        others = [text(mean_and_deviation(alone)), text(cells(results, "clean", "any"))]
+        others = [text(mean_and_deviation(experts)), text(cells(results, "clean", "any"))]
         rows.append([method, f"{results[0]['units']:,}", *shown, difference, *others])
     return rows
 
@@ -160,11 +131,6 @@ def decided(methods: dict[str, list[dict]]) -> Rows:
             shown.append(f"{took} ({alone})" if counts[0] else "-")
         rows.append([method, *shown])
     return rows
-
-
-def trained_as(settings: dict) -> str:
-    flags = [name for name in ("together", "jointly") if settings.get(name)]
-    return "-".join([settings["method"], *flags])
 
 
 def attacked(results: list[dict]) -> Rows:
@@ -236,6 +202,132 @@ def earlier(results: list[dict]) -> Rows:
     return rows
 
 
+# ------------------------------------------------------------------- the paper's tables and figures
+
+
+def beside(ours: str, paper: float | None) -> str:
+    """Our number, and the paper's in brackets."""
+    return ours if paper is None else f"{ours} ({paper:.1f})"
+
+
+def table2(results: list[dict]) -> Rows:
+    """Clean accuracy of SoE and of each expert, from the best to the worst."""
+    paper = PAPER["table 2"]
+    rows = [["", "SoE", "best expert", "second", "third", "any correct"]]
+    shown = [f"{value:.1f}" for value in (paper["soe"], *sorted(paper["experts"], reverse=True))]
+    rows.append(["the paper, eps 0.02", *shown, "-"])
+    for place, methods in placed(results).items():
+        runs = [run for run in methods.get(("soe", 3), []) if "table" in run]
+        if runs and place.eps:
+            each = [sorted(alone(run), reverse=True) for run in runs]
+            columns = [cells(runs, "clean"), *map(mean_and_deviation, zip(*each))]
+            columns.append(cells(runs, "clean", "any"))
+            rows.append([str(place), *map(text, columns)])
+    return rows
+
+
+def alone(result: dict) -> list[float]:
+    """Clean accuracy of each expert."""
+    table, M = result["table"], result["settings"]["n"]
+    return [table[f"expert {j + 1}"]["clean"] for j in range(M)]
+
+
+def table3(results: list[dict]) -> str:
+    """Accuracy under Square, the paper's in brackets, and under the worst attack: by method and
+    eps, a table for each data set and depth."""
+    paper, grouped = PAPER["table 3"], {}
+    for place, methods in placed(results).items():
+        if place.eps:
+            grouped.setdefault((place.data, place.depth), {})[place.eps] = methods
+    parts = []
+    for (name, depth), of_eps in grouped.items():
+        rows = [["", *(f"{what}, eps {eps:g}" for eps in of_eps for what in ("Square", "worst"))]]
+        for method in dict.fromkeys(m for methods in of_eps.values() for m, M in methods if M == 3):
+            shown = []
+            for eps, methods in of_eps.items():
+                runs = [run for run in methods.get((method, 3), []) if "table" in run]
+                theirs = paper.get(method.split()[0]) if name != "digits" else None
+                known = theirs and eps in paper["eps"]
+                number = theirs[paper["eps"].index(eps)] if known else None
+                shown += [beside(text(cells(runs, "square")), number), text(cells(runs, "worst"))]
+            if set(shown) != {"-"}:
+                rows.append([method, *shown])
+        parts.append(f"**{NAMES.get(name, name)}, 3 x ResNet{depth}**\n\n{markdown(rows)}")
+    return "\n\n".join(parts)
+
+
+def table4(results: list[dict]) -> Rows:
+    """Clean accuracy by depth, trained without attacks; the paper's in brackets."""
+    paper = PAPER["table 4"]
+    rows = [["", "one network", "SoE", "gain", "three networks, their vote", "its gain"]]
+    for place, methods in placed(results).items():
+        if measured := differences(methods, ("soe", 3), ("plain", 1), "clean"):
+            if place.eps:
+                continue
+            known = place.data != "digits" and place.depth in paper["depth"]
+            theirs = [paper[m][paper["depth"].index(place.depth)] for m in ("plain", "soe")]
+            theirs = theirs if known else [None, None]
+            gain = None if not known else theirs[1] - theirs[0]
+            single, soe, vote = (
+                methods.get(w, []) for w in (("plain", 1), ("soe", 3), ("plain", 3))
+            )
+            voting = differences(methods, ("plain", 3), ("plain", 1), "clean")
+            rows.append(
+                [
+                    str(place),
+                    beside(text(cells(single, "clean")), theirs[0]),
+                    beside(text(cells(soe, "clean")), theirs[1]),
+                    beside(signed(*interval(measured[0])), gain),
+                    text(cells(vote, "clean")),
+                    signed(*interval(voting[0])) if voting else "-",
+                ]
+            )
+    return rows
+
+
+def signed(difference: float, half: float) -> str:
+    return f"{difference:+.1f} ± {half:.1f}"
+
+
+def by_number(results: list[dict]) -> Rows:
+    """Accuracy by the number of experts, M = 1 .. 5, as in Figures 3 and 4."""
+    rows = [["", "", *(f"M = {M}" for M in range(1, 6))]]
+    for place, methods in placed(results).items():
+        names = {method for method, M in methods if M not in (1, 3)} if place.eps else ()
+        for column in ("square", "transfer3", "transfer30", "worst"):
+            for method in sorted(names):
+                runs = [methods.get((method, M), []) for M in range(1, 6)]
+                runs = [[r for r in of_m if column in r["correct"]] for of_m in runs]
+                if any(runs):
+                    accuracies = [[share(r, column) for r in of_m] for of_m in runs]
+                    shown = [text(mean_and_deviation(a)) if a else "-" for a in accuracies]
+                    rows.append([str(place), f"{method}, {column}", *shown])
+    return rows
+
+
+def share(run: dict, column: str) -> float:
+    bits = run["correct"][column]
+    return 100 * bits.count("1") / len(bits)
+
+
+def figure2(results: list[dict]) -> Rows:
+    """SoE with and without stage 2, on images made against other networks."""
+    rows = [["", "variants", "soe", "soe-stage1", "difference"]]
+    for place, methods in placed(results).items():
+        for column in TRANSFER if place.eps else ():
+            if found := differences(methods, ("soe", 3), ("soe-stage1", 3), column):
+                shown = [
+                    text(
+                        mean_and_deviation(
+                            [share(r, column) for r in with_column(methods, m, 3, column).values()]
+                        )
+                    )
+                    for m in ("soe", "soe-stage1")
+                ]
+                rows.append([str(place), column[8:], *shown, signed(*interval(found[0]))])
+    return rows
+
+
 def markdown(rows: Rows) -> str:
     head, *rest = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
@@ -262,6 +354,12 @@ MAKERS = {
     "steps": lambda results: markdown(steps(results)),
     "tools": lambda results: markdown(tools(results)),
     "run": run_table,
+    "claims": lambda results: markdown(judged(results)),
+    "table2": lambda results: markdown(table2(results)),
+    "table3": table3,
+    "table4": lambda results: markdown(table4(results)),
+    "figure2": lambda results: markdown(figure2(results)),
+    "figures34": lambda results: markdown(by_number(results)),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import data
-from experiments import subset, tables
+from experiments import intervals, subset, tables
 from experiments.fixtures import arrays
 
 
@@ -39,25 +39,25 @@ def test_the_pictures_are_drawn_from_the_same_files():
 
 def test_student_s_t():
     for df, t in ((1, 12.706), (2, 4.303), (10, 2.228), (1e5, 1.960)):
-        assert tables.t_quantile(df) == pytest.approx(t, abs=1e-3)
+        assert intervals.t_quantile(df) == pytest.approx(t, abs=1e-3)
 
 
 def test_a_paired_difference_knows_that_both_saw_the_same_images():
     """80 against 79 of 100: on the same 79 images there is hardly a doubt, on others there is."""
     ours, same, other = "1" * 80 + "0" * 20, "1" * 79 + "0" * 21, "0" * 21 + "1" * 79
-    (a, near), (b, far) = (tables.paired_difference([ours], [text]) for text in (same, other))
+    (a, near), (b, far) = (intervals.paired_difference([ours], [text]) for text in (same, other))
     assert a == pytest.approx(1) and b == pytest.approx(1)
     d = np.array([int(x) - int(y) for x, y in zip(ours, other)])
     assert near < 2.1 < 10 < far == pytest.approx(198.4 * d.std(ddof=1) / 10, rel=1e-3)
-    assert tables.paired_difference([ours], [ours]) == (0, 0)
+    assert intervals.paired_difference([ours], [ours]) == (0, 0)
 
 
 def test_a_paired_difference_counts_the_seeds_too():
     """+10 and -10 points of two seeds on 1,000 images: nobody knows which is better."""
     half, more, fewer = ("1" * n + "0" * (1000 - n) for n in (500, 600, 400))
-    difference, spread = tables.paired_difference([more, fewer], [half, half])
+    difference, spread = intervals.paired_difference([more, fewer], [half, half])
     assert difference == 0 and spread > 100
-    _, agreed = tables.paired_difference([more, more], [half, half])
+    _, agreed = intervals.paired_difference([more, more], [half, half])
     assert agreed < 3
 
 

@@ -1,0 +1,387 @@
+"""The paper's claims, judged by code from the JSON files in results/.
+
+A claim says that one accuracy is above another, or that two are the same (within MARGIN points).
+Each place where it was measured, that is data, depth and eps, supports it, speaks against it, or
+leaves it open, as the 95 % interval of the difference has it (intervals.py). A claim *holds* where
+all places support it, *holds where* some do, *fails* where none does and one speaks against it, and
+is *undecided* where none says anything.
+
+ADP and GAL are those trained by SGD, where there are such runs: at the few epochs that were
+affordable here they are the stronger ones.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.intervals import images, interval
+
+MARGIN = 3.0  # points; the paper's own deviations are 0.5 to 3.2
+EPOCHS = {"digits": 30, "cifar10-jpeg-10000": 12, "cifar10": 100}  # of the runs that count here
+NAMES = {"cifar10-jpeg-10000": "photos", "cifar10": "CIFAR-10"}
+# The paper's eps 0.01; 0.02 and 0.03; 0.04 and more. Digits are easier: there other eps are such.
+SMALL, MIDDLE, LARGE = "small", "middle", "large"
+ON_DIGITS = {(2, 0.02): SMALL, (2, 0.05): MIDDLE, (8, 0.1): SMALL, (8, 0.2): MIDDLE}
+STRONGER = {"gal": "gal --optimizer sgd", "adp": "adp --optimizer sgd"}
+TRANSFER = ("transfer3", "transfer30")
+
+
+class Place(NamedTuple):
+    """Where a claim was measured."""
+
+    data: str
+    depth: int
+    eps: float
+
+    def __str__(self) -> str:
+        eps = f"eps {self.eps:g}" if self.eps else "without attacks"
+        return f"{NAMES.get(self.data, self.data)}, ResNet{self.depth}, {eps}"
+
+    @property
+    def size(self) -> str:
+        """Is eps small, middle or large?"""
+        if self.data == "digits":
+            return ON_DIGITS.get((self.depth, self.eps), LARGE)
+        return SMALL if self.eps < 0.015 else MIDDLE if self.eps < 0.035 else LARGE
+
+
+class Evidence(NamedTuple):
+    """A difference in points, half its interval, where, and a file to look at."""
+
+    where: str
+    difference: float
+    half: float
+    file: str
+
+
+Methods = dict[tuple[str, int], list[dict]]  # {(method, M): its runs, in the order of their seeds}
+Find = Callable[[list[dict]], list[Evidence]]  # from what all files say
+
+
+def trained_as(settings: dict) -> str:
+    flags = [name for name in ("together", "jointly") if settings.get(name)]
+    return "-".join([settings["method"], *flags])
+
+
+def runs_of(result: dict) -> list[dict]:
+    """The runs that a file tells of: itself, if it is compare's; if evaluate's, one at the eps of
+    training, with what compare does not measure: ready-made images, and Square's other queries."""
+    if "method" in result:
+        return [result]
+    found, settings, command = [], result.get("model"), result.get("command")
+    for eps, of_eps in result.get("eps", {}).items():
+        if float(eps) == settings["eps"]:
+            correct = {c: v for c, v in of_eps["correct"].items() if c in TRANSFER}
+            if command["queries"] != 1000 and "square" in of_eps["correct"]:
+                correct[f"square{command['queries']}"] = of_eps["correct"]["square"]
+            name = trained_as(settings) + (f"'s {command['part']}" if command["part"] else "")
+            told = {"file": result["file"], "settings": settings, "method": name}
+            found.append(told | {"correct": correct})
+    return found
+
+
+def placed(results: list[dict]) -> dict[Place, Methods]:
+    """The runs that count, by place, method and number of experts."""
+    places: dict[Place, Methods] = {}
+    found = [run for result in results for run in runs_of(result)]
+    for run in sorted(found, key=lambda run: run["settings"]["seed"]):
+        s = run["settings"]
+        if s["epochs"] == EPOCHS.get(s["data_name"]):
+            place = Place(s["data_name"], s["depth"], s["eps"])
+            places.setdefault(place, {}).setdefault((run["method"], s["n"]), []).append(run)
+    return dict(sorted(places.items()))
+
+
+# ------------------------------------------------------------------------------ what was measured
+
+
+def with_column(methods: Methods, method: str, M: int, column: str) -> dict[int, dict]:
+    """{seed: run} of a method's runs that have this column, of STRONGER where there is one."""
+    for name in (STRONGER.get(method), method):
+        runs = methods.get((name, M), [])
+        if found := {r["settings"]["seed"]: r for r in runs if column in r["correct"]}:
+            return found
+    return {}
+
+
+def differences(methods: Methods, ours: tuple, theirs: tuple, column: str) -> tuple | None:
+    """(ours less theirs [S, N], on the seeds that both have; a file) of two (method, M)."""
+    a, b = (with_column(methods, *which, column) for which in (ours, theirs))
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    one, other = (images([of[seed]["correct"][column] for seed in seeds]) for of in (a, b))
+    return one - other, a[seeds[0]]["file"]
+
+
+def compared(
+    ours: str,
+    theirs: str,
+    columns: tuple[str, ...],
+    M: tuple[int, int] = (3, 3),
+    sizes: tuple[str, ...] = (SMALL, MIDDLE, LARGE),
+) -> Find:
+    """ours less theirs in each column, at every place of these sizes that has both."""
+
+    def find(results: list[dict]) -> list[Evidence]:
+        found = []
+        for place, methods in placed(results).items():
+            for column in columns if place.eps and place.size in sizes else ():
+                if measured := differences(methods, (ours, M[0]), (theirs, M[1]), column):
+                    where = f"{place}" if len(columns) == 1 else f"{place}, {column}"
+                    found.append(Evidence(where, *interval(measured[0]), measured[1]))
+        return found
+
+    return find
+
+
+def of_soe(measure: Callable[[dict], np.ndarray], needs: str) -> Find:
+    """A measure of SoE's own runs, differences [N], at every place with attacks."""
+
+    def find(results: list[dict]) -> list[Evidence]:
+        found = []
+        for place, methods in placed(results).items():
+            runs = [run for run in methods.get(("soe", 3), []) if needs in run and place.eps]
+            if runs:
+                d = np.stack([measure(run) for run in runs])
+                found.append(Evidence(str(place), *interval(d), runs[0]["file"]))
+        return found
+
+    return find
+
+
+def experts(run: dict) -> np.ndarray:
+    """Which clean images each expert has correct, [M, N], the best expert first."""
+    bits = images([bits for row, bits in run["clean"].items() if row.startswith("expert")])
+    return bits[np.argsort(-bits.sum(1), kind="stable")]
+
+
+def worst_less_square(run: dict) -> np.ndarray:
+    worst, square = images([run["correct"]["worst"], run["correct"]["square"]])
+    return worst - square
+
+
+def gains(results: list[dict]) -> dict[str, dict[int, tuple[np.ndarray, str]]]:
+    """{data: {depth: (SoE less one network, both without attacks [S, N]; a file)}}."""
+    found: dict[str, dict] = {}
+    for place, methods in placed(results).items():
+        measured = differences(methods, ("soe", 3), ("plain", 1), "clean")
+        if measured and place.eps == 0:
+            found.setdefault(place.data, {})[place.depth] = measured
+    return found
+
+
+def gain(shallow: bool) -> Find:
+    """`gains` at depth 2, or at all others."""
+
+    def find(results: list[dict]) -> list[Evidence]:
+        return [
+            Evidence(str(Place(data, depth, 0)), *interval(d), file)
+            for data, of_depth in gains(results).items()
+            for depth, (d, file) in of_depth.items()
+            if (depth == 2) == shallow
+        ]
+
+    return find
+
+
+def gain_shrinks(results: list[dict]) -> list[Evidence]:
+    found = []
+    for data, of_depth in gains(results).items():
+        low, high = min(of_depth), max(of_depth)
+        if low < high:
+            (first, file), (last, _) = of_depth[low], of_depth[high]
+            seeds = min(len(first), len(last))
+            where = f"{NAMES.get(data, data)}, ResNet{low} less ResNet{high}"
+            found.append(Evidence(where, *interval(first[:seeds] - last[:seeds]), file))
+    return found
+
+
+def costs(rivals: tuple[str, ...], sign: int) -> Find:
+    """By how many per cent SoE's units exceed each rival's (sign 1) or fall below them (-1). They
+    are counted, so there is no doubt in them."""
+
+    def find(results: list[dict]) -> list[Evidence]:
+        for methods in placed(results).values():
+            units = {method: runs[0].get("units") for (method, M), runs in methods.items()}
+            if units.get("soe") and all(units.get(rival) for rival in rivals):
+                file = methods["soe", 3][0]["file"]
+                shares = [sign * 100 * (units["soe"] / units[rival] - 1) for rival in rivals]
+                return [Evidence(name, share, 0.0, file) for name, share in zip(rivals, shares)]
+        return []
+
+    return find
+
+
+def on_xor(one: str, other: str) -> Find:
+    """Test accuracies of `xor_demo` over many random starts, in a file of `paper figure1`."""
+
+    def find(results: list[dict]) -> list[Evidence]:
+        found = []
+        for result in results:
+            if "trap" in result:
+                d = np.array([result[one]]) - np.array([result[other]])
+                where = f"{d.size} random starts"
+                found.append(Evidence(where, *interval(d / 100), result["file"]))
+        return found
+
+    return find
+
+
+# ------------------------------------------------------------------------------------ the claims
+
+
+class Claim(NamedTuple):
+    """What the paper says, in our words; where in its appendix; that A is `more` than B, or the
+    `same`; and what measures it."""
+
+    text: str
+    place: str
+    kind: str
+    find: Find
+
+
+def both_soe(M: tuple[int, int], size: str) -> Find:
+    return compared("soe", "soe", ("square", *TRANSFER), M, (size,))
+
+
+CLAIMS = [
+    Claim(
+        "Two linear functions that collaborate solve XOR, their average does not",
+        "3.1, Figure 1",
+        "more",
+        on_xor("joint", "vote"),
+    ),
+    Claim(
+        "To minimise the best one's error, and to learn which it is, is as good as learning both "
+        "together",
+        "3.1",
+        "same",
+        on_xor("trap", "joint"),
+    ),
+    Claim(
+        "SoE's training costs more than GAL's, ADP's and MoRE's (in %)",
+        "3.2, Table 1",
+        "more",
+        costs(("gal", "adp", "more"), 1),
+    ),
+    Claim("and less than DVERGE's (in %)", "3.2, Table 1", "more", costs(("dverge",), -1)),
+    Claim(
+        "All experts are about equally good on clean images: no trivial case",
+        "3.4, Table 2",
+        "same",
+        of_soe(lambda run: experts(run)[0] - experts(run)[-1], "clean"),
+    ),
+    Claim(
+        "Together they are better on clean images than the best of them",
+        "3.4, Table 2",
+        "more",
+        of_soe(lambda run: images([run["clean"]["collaboration"]])[0] - experts(run)[0], "clean"),
+    ),
+    Claim(
+        "Stage 2 changes nothing at small and middle eps (transfer)",
+        "4.1, Figure 2",
+        "same",
+        compared("soe", "soe-stage1", TRANSFER, sizes=(SMALL, MIDDLE)),
+    ),
+    Claim(
+        "Stage 2 makes SoE more robust at large eps (transfer)",
+        "4.1, Figure 2",
+        "more",
+        compared("soe", "soe-stage1", TRANSFER, sizes=(LARGE,)),
+    ),
+    *(
+        Claim(
+            f"Under Square SoE keeps more than {rival}",
+            "4.2, Table 3",
+            "more",
+            compared("soe", rival.lower(), ("square",)),
+        )
+        for rival in ("GAL", "ADP", "MoRE", "DVERGE")
+    ),
+    Claim(
+        "Switching between experts makes Square harder: it leaves more than of the same experts' "
+        "vote",
+        "4.2",
+        "more",
+        compared("soe", "soe's vote", ("square5000",)),
+    ),
+    Claim(
+        "What Square leaves is robust: no attack takes more",
+        "4.2 (implied)",
+        "same",
+        of_soe(worst_less_square, "units"),
+    ),
+    Claim(
+        "At small eps three experts are no more robust than one",
+        "4.3, Figures 3, 4",
+        "same",
+        both_soe((3, 1), SMALL),
+    ),
+    Claim(
+        "At middle eps three are more robust than one",
+        "4.3, Figures 3, 4",
+        "more",
+        both_soe((3, 1), MIDDLE),
+    ),
+    Claim("At large eps, too", "4.3, Figures 3, 4", "more", both_soe((3, 1), LARGE)),
+    Claim(
+        "but there five are no more robust than three",
+        "4.3, Figures 3, 4",
+        "same",
+        both_soe((5, 3), LARGE),
+    ),
+    Claim(
+        "Without attacks SoE is better than one network at depth 2",
+        "4.4, Table 4",
+        "more",
+        gain(shallow=True),
+    ),
+    Claim("and at depth 8, 14 and 20", "4.4, Table 4", "more", gain(shallow=False)),
+    Claim("The deeper the networks, the less it gains", "4.4, Table 4", "more", gain_shrinks),
+    Claim(
+        "Not compared there: under Square SoE keeps more than the same networks trained against "
+        "their vote",
+        "-",
+        "more",
+        compared("soe", "plain-together", ("square",)),
+    ),
+    Claim(
+        "Not compared there: so it does under the worst attack",
+        "-",
+        "more",
+        compared("soe", "plain-together", ("worst",)),
+    ),
+]
+
+
+def speaks(kind: str, difference: float, half: float) -> str:
+    """`for`, `against` or `open`: what a difference, give or take `half`, says of such a claim."""
+    if kind == "same":
+        farthest, nearest = abs(difference) + half, abs(difference) - half
+        return "for" if farthest <= MARGIN else "against" if nearest > MARGIN else "open"
+    return "for" if difference > half else "against" if difference < -half else "open"
+
+
+def verdict(kind: str, found: list[Evidence]) -> str:
+    said = [speaks(kind, evidence.difference, evidence.half) for evidence in found]
+    if not said:
+        return "not measured"
+    if "for" in said:
+        where = [evidence.where for evidence, one in zip(found, said) if one == "for"]
+        return "holds" if set(said) == {"for"} else f"holds where: {'; '.join(where)}"
+    return "fails" if "against" in said else "undecided"
+
+
+def judged(results: list[dict]) -> list[list[str]]:
+    """A row for each claim: what, where, the verdict, and every difference with its file."""
+    rows = [["the paper's claim", "appendix", "verdict", "measured: the difference, in points"]]
+    for text, place, kind, find in CLAIMS:
+        found = find(results)
+        measured = [
+            f"[{where}]({file}) {difference:+.1f}" + (f" ± {half:.1f}" if half else "")
+            for where, difference, half, file in found
+        ]
+        rows.append([text, place, f"**{verdict(kind, found)}**", "; ".join(measured) or "-"])
+    return rows
