@@ -99,6 +99,12 @@ def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
     return runs
 
 
+def share(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
+    """The part of the plan that --shard is to do."""
+    (i, k), runs = args.shard, plan(args, data_name)
+    return {name: runs[name] for name in list(runs)[i - 1 :: k]}
+
+
 def evaluate(
     folder: Path, method: str, flags: list[str], args: Namespace, dataset: data.Data
 ) -> dict:
@@ -197,12 +203,10 @@ def run(args: Namespace) -> tuple[list[Path], int]:
     out, results = Path(args.out), Path(args.results or args.out)
     for folder in (out, results):
         folder.mkdir(parents=True, exist_ok=True)
-    runs, failed, (i, k) = plan(args, dataset.name), 0, args.shard
+    runs, mine, failed = plan(args, dataset.name), share(args, dataset.name), 0
     wanted = evaluation(args, len(dataset.choose_test_images(args.images)))
-    mine = list(runs)[i - 1 :: k]
-    for number, name in enumerate(mine, 1):
+    for number, (name, (method, flags)) in enumerate(mine.items(), 1):
         print(f"[{number}/{len(mine)}] {name}", flush=True)
-        method, flags = runs[name]
         kept = results / f"{name}.json"
         if kept.exists():
             found = json.loads(kept.read_text())

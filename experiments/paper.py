@@ -140,11 +140,9 @@ def show_plan(names: list[str], scale: Scale, args: Namespace) -> None:
     dataset, device = data.load(args.data or scale.data), options.pick_device(args.device)
     planned, costs, total = {}, {}, 0.0
     for job in (job for name in names for job in jobs(name, scale, args)):
-        i, k = job.shard
-        for run in list(compare.plan(job, dataset.name))[i - 1 :: k]:
-            planned[run] = job
-    for run, job in planned.items():
-        method, depth = compare.plan(job, dataset.name)[run][0], job.depth[0]
+        for run, (method, _) in compare.share(job, dataset.name).items():
+            planned[run] = job, method
+    for run, (job, method) in planned.items():
         depth = int(re.search(r"-depth(\d+)-", run)[1])
         stages = compare.units_of_a_batch(method, job.n, 10, eps=job.eps[0]).values()
         units = sum(stages) / len(stages) * job.epochs * max(1, len(dataset.x_train) // 128)
@@ -164,8 +162,8 @@ def show_plan(names: list[str], scale: Scale, args: Namespace) -> None:
 def on_transferred(job: Namespace, transfer: Path, results: Path) -> None:
     """Tries images made against other networks, made first where they are not there, on the runs of
     a job at one eps."""
-    dataset, (i, k) = data.load(job.data), job.shard
-    for run in list(compare.plan(job, dataset.name))[i - 1 :: k]:
+    dataset = data.load(job.data)
+    for run in compare.share(job, dataset.name):
         eps, kept = re.search(r"-eps([\d.e-]+)-", run)[1], results / f"{run}.json"
         if kept.exists() or not (Path(job.out) / run / "metrics.json").exists():
             continue

@@ -32,6 +32,7 @@ from support.tables import duration, print_report
 
 HERE = Path(__file__).parent
 TEXTS = (HERE.parent / "README.md", HERE / "README.md")
+MAIN = "digits-*-n3-eps0.1-*.json"  # the comparison with all the rivals
 MARK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.S)
 HEADINGS = {"pgd": "PGD-20", "apgd": "AutoPGD", "square": "Square"}
 Rows = list[list[str]]  # the heading first
@@ -190,7 +191,7 @@ def run_table(results: list[dict]) -> str:
 def earlier(results: list[dict]) -> Rows:
     """`worst` as it was measured before the attacks were corrected, beside what it is now."""
     (old,) = results
-    now = group(map(read, (HERE / "results" / "compare").glob("*.json")))
+    now = group(map(read, (HERE / "results" / "compare").glob(MAIN)))
     rows = [["", "worst of PGD, Square and the earlier adaptive attack", "worst now"]]
     for title in sorted(old["tables"].keys() & now.keys()):
         for method, cells_then in old["tables"][title].items():
@@ -385,7 +386,7 @@ def summaries(methods: dict[str, list[dict]], columns: Iterable[str]) -> dict[st
 def drawn() -> dict[str, bytes]:
     """{name: PNG} of the pictures in figures/ that show results."""
     results = HERE / "results"
-    compared = group(map(read, (results / "compare").glob("*.json")))
+    compared = group(map(read, (results / "compare").glob(MAIN)))
     attacks = next(iter(next(iter(compared.values())).values()))[0]["evaluation"]["attack"]
     shown = {title: summaries(methods, attacks) for title, methods in compared.items()}
     of_model = read(results / "attacks_by_eps.json")
