@@ -1,0 +1,155 @@
+"""Exercise 2: projected gradient descent
+
+The attack on which everything rests: `steps` times, move every pixel by alpha in the direction
+that raises the loss, then back into the ball. Use `ball` and `cross_entropy` of attacks.py, and
+leave the network as it was: no gradient may be left in its weights. Then its step in l2.
+
+In words: a sum and a mean of the batch's losses give the same step here. When would the mean hurt?
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attacks import ball, cross_entropy
+from exercises import Property
+
+MINUTES, PAPER = 40, "appendix 4: the attacks"
+IMPORTS = """from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attacks import ball, cross_entropy"""
+CUT = [("attacks", "pgd")]  # in a handout, too
+REBUILD: dict = {}
+TWIST = {
+    "pgd": "Projected gradient descent, from x itself and without momentum: x [B, C, H, W] in "
+    "[0, 1], y [B] -> x_adv like x, detached. The model maps images to logits [B, K].",
+    "l2_step": "One step of length alpha along the gradient, for each image of its own: x_adv and "
+    "grad [B, C, H, W]. An image whose gradient is 0 stays where it is.",
+}
+
+
+def pgd(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    alpha: float,
+    steps: int,
+) -> Tensor:
+    project, x_adv = ball(x, eps), x.clone()
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        (grad,) = torch.autograd.grad(cross_entropy(model(x_adv), y).sum(), x_adv)
+        x_adv = project(x_adv.detach() + alpha * grad.sign())
+    return x_adv
+
+
+def l2_step(x_adv: Tensor, grad: Tensor, alpha: float) -> Tensor:
+    length = grad.flatten(1).norm(dim=1)[:, None, None, None]
+    return x_adv + alpha * grad / length.clamp(min=1e-12)
+
+
+def network(linear: bool) -> nn.Module:
+    """Three classes on 1 x 2 x 2 images, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    layers = [nn.Flatten(), nn.Linear(4, 3 if linear else 8)]
+    if not linear:
+        layers += [nn.Tanh(), nn.Linear(8, 3)]
+    model = nn.Sequential(*layers).double()
+    for weights in model.parameters():
+        weights.data = 2 * torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def images() -> Tensor:
+    return torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(2)).double()
+
+
+Y = torch.tensor([0, 1, 2])
+HOW = {"eps": 0.1, "alpha": 0.03}
+
+
+def left_in_weights(own: object) -> list[float]:
+    model = network(linear=False)
+    own.pgd(model, images(), Y, **HOW, steps=2)
+    return [0.0 if w.grad is None else w.grad.abs().sum().item() for w in model.parameters()]
+
+
+def attacked(linear: bool, steps: int) -> Callable:
+    return lambda own: own.pgd(network(linear), images(), Y, **HOW, steps=steps)
+
+
+GRAD = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], dtype=torch.float64).view(3, 1, 1, 2)
+PROBES = {
+    "a linear network, 1 step": attacked(True, 1),
+    "a linear network, 10 steps of eps / 3: the corner": attacked(True, 10),
+    "a tanh network, 1 step": attacked(False, 1),
+    "a tanh network, 2 steps": attacked(False, 2),
+    "a tanh network, 7 steps": attacked(False, 7),
+    "gradients left in the weights": left_in_weights,
+    "the result asks for no gradient": lambda own: float(
+        own.pgd(network(True), images(), Y, **HOW, steps=2).requires_grad
+    ),
+    "l2: gradients (3, 4), (0.3, 0.4), (0, 0)": lambda own: own.l2_step(GRAD * 0, GRAD, 0.5),
+}
+NAMES = list(PROBES)
+PROPERTIES = [
+    Property("the first step raises the loss, by alpha in every pixel", 2, NAMES[:1]),
+    Property("on a linear network it reaches the worst corner of the ball", 2, NAMES[1:2]),
+    Property("each step starts where the last one ended", 2, NAMES[2:5]),
+    Property("the network is left as it was, and x_adv detached", 2, NAMES[5:7]),
+    Property("in l2 every image moves by alpha, a flat one not at all", 2, NAMES[7:]),
+]
+MISTAKES = {
+    "no projection": "After some steps the image has left the ball: eps counts for nothing.",
+    "descends": "The loss is lowered: that makes images easier.",
+    "no sign": "The raw gradient is tiny where the network is sure: the attack hardly moves.",
+    "alpha = eps": "Every step crosses the whole ball, so it jumps between corners.",
+    "the predicted label": "Where the network errs already, its error is attacked, not the truth.",
+    "a step short": "One step fewer than asked for.",
+    ".grad filled": "loss.backward() leaves gradients in the weights, and the next training step "
+    "adds its own to them. torch.autograd.grad gives that of the input alone.",
+    "a length for the whole batch": "In l2 the norm was taken over all images together.",
+}
+
+
+def variant(wrong: frozenset[str]) -> dict[str, Callable]:
+    def pgd(model, x, y, eps, alpha, steps):
+        alpha = eps if "alpha = eps" in wrong else alpha
+        project, x_adv = ball(x, eps), x.clone()
+        for _ in range(steps - ("a step short" in wrong)):
+            x_adv.requires_grad_()
+            logits = model(x_adv)
+            label = logits.argmax(1) if "the predicted label" in wrong else y
+            loss = cross_entropy(logits, label).sum()
+            if ".grad filled" in wrong:
+                loss.backward()
+                grad = x_adv.grad
+            else:
+                (grad,) = torch.autograd.grad(loss, x_adv)
+            step = alpha * (grad if "no sign" in wrong else grad.sign())
+            x_adv = x_adv.detach() + (-step if "descends" in wrong else step)
+            x_adv = x_adv.clamp(0, 1) if "no projection" in wrong else project(x_adv)
+        return x_adv
+
+    def l2_step(x_adv, grad, alpha):
+        length = grad.flatten(1).norm(dim=1)[:, None, None, None]
+        length = grad.norm() if "a length for the whole batch" in wrong else length
+        return x_adv + alpha * grad / length.clamp(min=1e-12)
+
+    return {"pgd": pgd, "l2_step": l2_step}
+
+
+def draw(axes, answers: dict, style: dict) -> None:
+    """The loss of the tanh network's three images, step by step."""
+    losses = []
+    for steps, name in ((1, NAMES[2]), (2, NAMES[3]), (7, NAMES[4])):
+        x_adv = torch.from_numpy(answers[name])
+        losses.append((steps, cross_entropy(network(linear=False)(x_adv), Y).mean().item()))
+    start = cross_entropy(network(linear=False)(images()), Y).mean().item()
+    axes.plot(*zip((0, start), *losses), "o-", **style)
+    axes.set(xlabel="steps", ylabel="loss of the tanh network")

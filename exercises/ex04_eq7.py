@@ -1,0 +1,152 @@
+"""Exercise 4: the smooth minimum, Eq. 7
+
+Whichever expert handles an image best is to learn it: min_j l_j. Eq. 7 makes the minimum smooth, so
+that the others learn a little, too. First prove on paper that it lies within the bounds of Eq. 7.
+Then write it, and find out who learns how much, and where the two bounds are reached.
+
+In words: why may this loss be negative, though no cross-entropy is? And what is it at sigma = 1?
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from exercises import Answers, Property
+
+MINUTES, PAPER = 45, "Eq. 7, appendix 1"
+IMPORTS = "import torch\nfrom torch import Tensor"
+REBUILD = {
+    "best_expert_loss": (
+        "train_submodel",
+        "Eq. 7's smooth minimum over the experts' losses: [M, B] -> [B]. It must stay finite where "
+        "all losses are large.",
+    )
+}
+TWIST = {
+    "expert_weights": "The weight with which each expert learns each image, that is the gradient "
+    "of Eq. 7 to the experts' losses, in closed form: [M, B] -> [M, B].",
+    "cases_of_equality": "Losses of M experts, [M] each, float64, at which Eq. 7's lower bound, "
+    "min_j l_j - sigma ln M, is reached, and at which its upper bound, min_j l_j, is reached to "
+    "within 1e-9, for any sigma up to 1.",
+}
+
+
+def expert_weights(losses: Tensor, sigma: float) -> Tensor:
+    return torch.softmax(-losses / sigma, 0)
+
+
+def cases_of_equality(M: int) -> tuple[Tensor, Tensor]:
+    equal = torch.ones(M, dtype=torch.float64)
+    one_alone = torch.full((M,), 1e6, dtype=torch.float64)
+    one_alone[0] = 1.0
+    return equal, one_alone
+
+
+LOSSES = torch.tensor([[1.0, 0.2], [2.0, 0.2], [3.0, 5.0]], dtype=torch.float64)
+SIGMAS = torch.linspace(0.1, 5, 50, dtype=torch.float64)
+
+
+def gradient(sigma: float) -> Callable:
+    def probe(own: object) -> Tensor:
+        losses = LOSSES.clone().requires_grad_()
+        return torch.autograd.grad(own.best_expert_loss(losses, sigma).sum(), losses)[0]
+
+    return probe
+
+
+def distances(own: object) -> list[float]:
+    """How far the student's own loss is from the bounds in the two cases."""
+    found = []
+    for M in (2, 5):
+        for losses, bound in zip(own.cases_of_equality(M), (M, 1)):
+            for sigma in (0.3, 1.0):
+                smooth = float(own.best_expert_loss(losses[:, None], sigma))
+                found.append(abs(smooth - float(losses.min()) + sigma * math.log(bound)))
+    return [round(distance, 8) for distance in found]
+
+
+PROBES = {
+    "losses 1, 2, 3 and .2, .2, 5; sigma 1": lambda own: own.best_expert_loss(LOSSES, 1.0),
+    "the same, sigma .3": lambda own: own.best_expert_loss(LOSSES, 0.3),
+    "the same, sigma 3": lambda own: own.best_expert_loss(LOSSES, 3.0),
+    "gradient at sigma 1": gradient(1.0),
+    "gradient at sigma .3": gradient(0.3),
+    "losses 1300, 1301; sigma 1": lambda own: own.best_expert_loss(
+        torch.tensor([[1300.0], [1301.0]], dtype=torch.float64), 1.0
+    ),
+    "weights at sigma 1": lambda own: own.expert_weights(LOSSES, 1.0),
+    "weights at sigma .3": lambda own: own.expert_weights(LOSSES, 0.3),
+    "weights of 1, 2, 3 by sigma": lambda own: torch.stack(
+        [own.expert_weights(LOSSES[:, :1], float(sigma))[:, 0] for sigma in SIGMAS]
+    ),
+    "distance from the bounds, M = 2 and 5": distances,
+}
+NAMES = list(PROBES)
+
+
+def outside_the_bounds(mine: Answers, right: Answers) -> str | None:
+    low = LOSSES.min(0).values.numpy()
+    for name, sigma in zip(NAMES, (1.0, 0.3, 3.0)):
+        for b, value in enumerate(mine[name].ravel()):
+            least = low[b % len(low)] - sigma * math.log(3)
+            if not least - 1e-9 <= value <= low[b % len(low)] + 1e-9:
+                bounds = f"[{least:.4f}, {low[b % len(low)]:.4f}]"
+                return f"{name}, image {b + 1}: {value:.4f} is outside {bounds}"
+    return None
+
+
+PROPERTIES = [
+    Property("it lies within Eq. 7's bounds", 2, NAMES[:3], outside_the_bounds),
+    Property("its gradient weighs the experts by softmax(-l / sigma)", 4, NAMES[:5]),
+    Property("it is finite where no expert knows the image", 1, NAMES[5:6]),
+    Property("the weights are its gradient", 1, NAMES[6:9]),
+    Property("both bounds are reached", 2, NAMES[9:]),
+]
+MISTAKES = {
+    "the inner minus lost": "exp(l / sigma) finds the worst expert: a smooth maximum, upside down.",
+    "the outer minus lost": "The value has the wrong sign: training would make it worse.",
+    "a mean for the sum": "Eq. 7 has a sum; with the mean the value rises by sigma ln M and leaves "
+    "the bounds. (The gradient is right.)",
+    "sigma lost inside": "exp(-l) instead of exp(-l / sigma).",
+    "sigma lost outside": "ln without the factor sigma.",
+    "overflow": "The logarithm of a sum of exponentials that are all 0: torch.logsumexp avoids it.",
+    "over the batch": "The sum runs over the images (axis 1): the experts' is axis 0.",
+    "the hard minimum": "min_j l_j lies within the bounds, and is not smooth: the gradient goes to "
+    "one expert alone.",
+}
+
+
+def variant(wrong: frozenset[str]) -> dict[str, Callable]:
+    def best_expert_loss(losses, sigma):
+        axis = 1 if "over the batch" in wrong else 0
+        if "the hard minimum" in wrong:
+            return losses.min(axis).values
+        inside = losses if "sigma lost inside" in wrong else losses / sigma
+        inside = inside if "the inner minus lost" in wrong else -inside
+        if "overflow" in wrong:
+            result = inside.exp().sum(axis).log()
+        else:
+            result = torch.logsumexp(inside, axis)
+        if "a mean for the sum" in wrong:
+            result = result - torch.tensor(float(losses.shape[axis])).double().log()
+        outside = 1.0 if "sigma lost outside" in wrong else sigma
+        return (1 if "the outer minus lost" in wrong else -1) * outside * result
+
+    def expert_weights(losses, sigma):
+        axis = 1 if "over the batch" in wrong else 0
+        inside = losses if "sigma lost inside" in wrong else losses / sigma
+        return torch.softmax(inside if "the inner minus lost" in wrong else -inside, axis)
+
+    own = {"best_expert_loss": best_expert_loss, "expert_weights": expert_weights}
+    return own | {"cases_of_equality": cases_of_equality}
+
+
+def draw(axes, answers: dict, style: dict) -> None:
+    """The weights of three experts whose losses are 1, 2 and 3, against sigma."""
+    weights = answers["weights of 1, 2, 3 by sigma"]
+    label = style.pop("label")
+    for j, line in enumerate(("-", "--", ":")):
+        axes.plot(SIGMAS, weights[:, j], line, **style, label=f"{label}: loss {j + 1}")
+    axes.set(xlabel="sigma", ylabel="weight", ylim=(0, 1))

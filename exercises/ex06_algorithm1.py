@@ -1,0 +1,127 @@
+"""Exercise 6: the appendix's Algorithm 1, and the vote
+
+At test time nobody knows the label: the expert with the highest score answers. A vote averages all
+experts' probabilities instead. Write both; then a rule in between, the vote of the two most
+confident experts.
+
+In words: where did the gradient to the E heads go, and what does an attacker make of that?
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exercises import Property
+
+MINUTES, PAPER = 25, "the appendix's Algorithm 1"
+IMPORTS = "import torch\nimport torch.nn.functional as F\nfrom torch import Tensor"
+REBUILD = {
+    "combine": (
+        "models:Collaboration",
+        "Algorithm 1, line 4, the answering expert's logits: logits [M, B, K], score [M, B] -> "
+        "[B, K].",
+    ),
+    "vote": (
+        "models",
+        "log mean_j softmax(logits_j): [M, B, K] -> [B, K], exact where a probability underflows.",
+    ),
+}
+TWIST = {
+    "top_two": "The vote of the two experts with the highest scores, as log probabilities: logits "
+    "[M, B, K], score [M, B] -> [B, K], for M >= 2."
+}
+
+
+def top_two(logits: Tensor, score: Tensor) -> Tensor:
+    which = score.topk(2, 0).indices[:, :, None]  # [2, B, 1]
+    chosen = F.log_softmax(logits.take_along_dim(which, 0), -1)
+    return torch.logsumexp(chosen, 0) - math.log(2)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+LOGITS, SCORE = 3 * numbers(3, 4, 5), numbers(3, 4, seed=3)
+SURE = torch.tensor([[[0.0, -140.0]], [[0.0, -139.0]]], dtype=torch.float64)  # p about 1e-60
+BY_HAND = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 3.0]]], dtype=torch.float64)
+
+
+def gradient_to_scores(own: object) -> Tensor:
+    score = SCORE.clone().requires_grad_()
+    logits = LOGITS.clone().requires_grad_()
+    total = own.combine(logits, score).square().sum()
+    (found,) = torch.autograd.grad(total, (score,), allow_unused=True)
+    return torch.zeros_like(score) if found is None else found
+
+
+PROBES = {
+    "logits (2, 0), (0, 1), (0, 3); scores .1, .9, .5": lambda own: own.combine(
+        BY_HAND, torch.tensor([[0.1], [0.9], [0.5]]).double()
+    ),
+    "three experts, four images": lambda own: own.combine(LOGITS, SCORE),
+    "gradient to the scores": gradient_to_scores,
+    "vote of (2, 0), (0, 1), (0, 3)": lambda own: own.vote(BY_HAND),
+    "vote of three experts, four images": lambda own: own.vote(LOGITS),
+    "vote of probabilities 1e-61, 1e-60": lambda own: own.vote(SURE),
+    "top two of three, scores .1, .9, .5": lambda own: own.top_two(
+        BY_HAND, torch.tensor([[0.1], [0.9], [0.5]]).double()
+    ),
+    "top two, four images": lambda own: own.top_two(LOGITS, SCORE),
+}
+NAMES = list(PROBES)
+PROPERTIES = [
+    Property("the most confident expert answers, for each image", 2, NAMES[:2]),
+    Property("no gradient reaches the scores", 1, NAMES[2:3]),
+    Property("the vote is the mean of probabilities, as a logarithm", 2, NAMES[3:5]),
+    Property("it is exact where probabilities underflow", 1, NAMES[5:6]),
+    Property("two experts vote, the most confident ones of each image", 2, NAMES[6:]),
+]
+MISTAKES = {
+    "a softmax for the argmax": "That mixes all experts: Algorithm 1 lets one answer.",
+    "the least confident": "argmin.",
+    "one expert for the whole batch": "Who answers is decided for each image, not by a mean.",
+    "a mean of logits": "The vote averages probabilities: logits of an expert that is very sure "
+    "would drown the others.",
+    "a majority": "The vote averages probabilities, not the experts' labels.",
+    "the logarithm of a clamp": "log(clamp(mean, 1e-12)) is constant where the mean is smaller: no "
+    "gradient, and a wrong loss.",
+    "not a logarithm": "The vote returns log probabilities.",
+    "over the classes": "The mean was taken over the classes' axis.",
+    "the first two": "The two experts with the highest scores, not the first two of the list.",
+}
+
+
+def variant(wrong: frozenset[str]) -> dict[str, Callable]:
+    def combine(logits, score):
+        if "a softmax for the argmax" in wrong:
+            return (score.softmax(0)[:, :, None] * logits).sum(0)
+        if "one expert for the whole batch" in wrong:
+            score = score.mean(1, keepdim=True).expand_as(score)
+        score = -score if "the least confident" in wrong else score
+        return logits.take_along_dim(score.argmax(0)[None, :, None], 0).squeeze(0)
+
+    def vote(logits):
+        if "a mean of logits" in wrong:
+            return F.log_softmax(logits.mean(0), -1)
+        p = logits.softmax(-1)
+        if "a majority" in wrong:
+            p = F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
+            return p.mean(0).clamp(min=1e-12).log()
+        if "over the classes" in wrong:
+            return p.mean(-1).log()
+        if "not a logarithm" in wrong:
+            return p.mean(0)
+        if "the logarithm of a clamp" in wrong:
+            return p.mean(0).clamp(min=1e-12).log()
+        return torch.logsumexp(F.log_softmax(logits, -1), 0) - math.log(len(logits))
+
+    def top_two(logits, score):
+        score = -score if "the least confident" in wrong else score
+        which = score.topk(2, 0).indices[:, :, None]
+        return vote(logits[:2] if "the first two" in wrong else logits.take_along_dim(which, 0))
+
+    return {"combine": combine, "vote": vote, "top_two": top_two}

@@ -1,0 +1,155 @@
+"""Exercise 7: the loss of stage 1
+
+Every expert is attacked alone; all experts learn from all of these images, and from the clean ones,
+each image mostly by whichever expert handles it best. `attack_each_expert` and `sample_loss` of
+train_submodel.py are there. Mind the modes: an attack must neither see nor move batch statistics.
+Then an attack that gives every image an eps of its own.
+
+In words: derive that a batch costs M S + M + M^2 forward passes of one expert, S being PGD's steps.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks import cross_entropy
+from exercises import Property
+from models import Collaboration, ResNet
+from train_submodel import attack_each_expert, sample_loss
+
+MINUTES, PAPER = 50, "the main paper's Algorithm 1"
+TOLERANCE = 1e-4
+IMPORTS = """from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attacks import cross_entropy
+from train_submodel import attack_each_expert, sample_loss"""
+REBUILD = {
+    "stage1_loss": (
+        "train_submodel",
+        "M times the sum of two means of sample_loss: over the clean batch x [B, C, H, W], y [B], "
+        "and over the M * B images that attack_each_expert makes of it, expert after expert. "
+        "Each of "
+        "the two is one batch for batch norm. Ends in train mode. settings.n is M; eps is above 0.",
+    )
+}
+TWIST = {
+    "attack_by_eps": "PGD, from x itself, with a radius for each image: eps [B], steps of eps / 3. "
+    "x [B, C, H, W] in [0, 1] -> x_adv like x, detached."
+}
+
+
+def attack_by_eps(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: Tensor, steps: int
+) -> Tensor:
+    eps = eps[:, None, None, None]
+    lower, upper = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    x_adv = x.clone()
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        (grad,) = torch.autograd.grad(cross_entropy(model(x_adv), y).sum(), x_adv)
+        moved = x_adv.detach() + eps / 3 * grad.sign()
+        x_adv = torch.minimum(torch.maximum(moved, lower), upper)
+    return x_adv
+
+
+SETTINGS = Namespace(n=3, eps=0.1, alpha=0.05, steps=2, sigma=0.5, lambda_=0.7, random_start=False)
+
+
+def batch() -> tuple[nn.Module, Tensor, Tensor]:
+    """Three small experts, six images of 8 x 8 pixels, their labels: the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Collaboration([ResNet(2, 1, 4, 8) for _ in range(3)])
+        return model, torch.rand(6, 1, 8, 8), torch.randint(4, (6,))
+
+
+def loss(own: object) -> Tensor:
+    model, x, y = batch()
+    return own.stage1_loss(model, x, y, SETTINGS)
+
+
+def gradients(own: object) -> list[Tensor]:
+    model, x, y = batch()
+    own.stage1_loss(model, x, y, SETTINGS).backward()
+    return [w.grad if w.grad is not None else torch.zeros_like(w) for w in model.parameters()]
+
+
+def seen_by_batch_norm(own: object) -> list[float]:
+    """How many batches every batch norm has seen, the mean that it keeps, and the mode after."""
+    model, x, y = batch()
+    own.stage1_loss(model, x, y, SETTINGS)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return [norm.num_batches_tracked.item() for norm in norms] + [float(model.training)]
+
+
+def by_eps(own: object) -> Tensor:
+    model, x, y = batch()
+    return own.attack_by_eps(model.eval(), x, y, torch.linspace(0, 0.2, 6), 5)
+
+
+PROBES = {
+    "the loss of three experts on six images": loss,
+    "its gradients for all weights": gradients,
+    "batches that each batch norm has seen; train mode after": seen_by_batch_norm,
+    "six images, eps 0 to .2, 5 steps": by_eps,
+}
+NAMES = list(PROBES)
+PROPERTIES = [
+    Property("the loss is M (clean + adversarial)", 4, NAMES[:1]),
+    Property("every expert learns what it should", 3, NAMES[1:2]),
+    Property(
+        "batch norm sees the clean batch and the adversarial one, and no attack", 3, NAMES[2:3]
+    ),
+    Property("each image has an eps of its own", 2, NAMES[3:]),
+]
+MISTAKES = {
+    "the attack in train mode": "Batch norm then sees the attack's images, and keeps their mean.",
+    "one joined batch": "Clean and adversarial images are two batches, each with its statistics.",
+    "own attacks only": "Every expert is to learn from all experts' images, not from its own "
+    "alone.",
+    "repeat_interleave": "The images come expert after expert: 1 2 3 1 2 3, so y.repeat(M); not "
+    "1 1 "
+    "2 2 3 3.",
+    "without M": "The factor M is missing: see the comment in stage1_loss on why it stands there.",
+    "no clean half": "The clean batch is learned as well.",
+    "eps of the first image": "Every image got the same eps.",
+}
+
+
+def variant(wrong: frozenset[str]) -> dict[str, Callable]:
+    def stage1_loss(model, x, y, settings):
+        M = settings.n
+        model.train("the attack in train mode" in wrong).requires_grad_(False)
+        x_adv = attack_each_expert(model, x, y, settings)
+        model.train().requires_grad_(True)
+        labels = y.repeat_interleave(M) if "repeat_interleave" in wrong else y.repeat(M)
+        factor = 1 if "without M" in wrong else M
+        if "one joined batch" in wrong:
+            losses = sample_loss(model, torch.cat([x, x_adv]), torch.cat([y, labels]), settings)
+            clean, adversarial = losses[: len(x)].mean(), losses[len(x) :].mean()
+        else:
+            clean = sample_loss(model, x, y, settings).mean()
+            if "own attacks only" in wrong:
+                adversarial = 0
+                for expert, images, targets in zip(model.experts, x_adv.chunk(M), labels.chunk(M)):
+                    logits, score = expert(images)
+                    l_i = cross_entropy(logits, targets)
+                    p_y = torch.exp(-l_i).detach()
+                    bce = F.binary_cross_entropy_with_logits(score, p_y)
+                    adversarial = adversarial + (l_i.mean() + settings.lambda_ * bce) / M
+            else:
+                adversarial = sample_loss(model, x_adv, labels, settings).mean()
+        return factor * (adversarial if "no clean half" in wrong else clean + adversarial)
+
+    def by_eps(model, x, y, eps, steps):
+        eps = eps[:1].expand_as(eps) if "eps of the first image" in wrong else eps
+        return attack_by_eps(model, x, y, eps, steps)
+
+    return {"stage1_loss": stage1_loss, "attack_by_eps": by_eps}

@@ -1,0 +1,167 @@
+"""Exercise 9: attack the router
+
+Algorithm 1's argmax shows a gradient nothing of the E heads. Two losses do: one replaces the argmax
+by a softmax, one drives a wrong expert to answer. Write them; then an attack of your own on a small
+trained SoE, in as many passes as ours, which takes as many images (within 2 points).
+
+In words: the measured results (experiments/README.md) give Square and the adaptive attack for such
+models. Which of the two is their robustness, and what does the paper's Table 3 tell?
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import attacks
+import data
+import infer
+from attacks import expert_losses, margin_loss
+from exercises import HERE, Answers, Property
+
+MINUTES, PAPER = 70, "appendix 4.2"
+IMPORTS = """import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks import ball, expert_losses, margin_loss, pgd"""
+REBUILD = {
+    "soft_routing_loss": (
+        "attacks",
+        "-ln sum_j softmax_j(score / T) p_y^j, exact where probabilities underflow: output is "
+        "(logits [M, B, K], score [M, B]), y [B] -> [B].",
+    ),
+    "misroute_loss": (
+        "attacks",
+        "The lesser of expert j's margin of error and `scale` times its lead in score over the "
+        "best "
+        "other expert: above 0 where j is wrong and answers. output as above, y [B] -> [B].",
+    ),
+}
+TWIST = {
+    "my_attack": "x_adv [B, C, H, W] within eps of x and in [0, 1], at which the model, a "
+    "Collaboration, is wrong as often as possible. The gradient may be taken at most `passes` "
+    "times "
+    "for the whole batch; asking without a gradient costs nothing."
+}
+
+
+def my_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float, passes: int) -> Tensor:
+    steps = passes // (2 + len(model.experts))
+    how = {"alpha": eps / 5, "steps": steps, "random_start": True, "keep_best": True}
+    return attacks.adaptive(model, x, y, partial(attacks.pgd, eps=eps, **how))
+
+
+EPS, PASSES, ALLOWED = 0.1, 100, 2.0  # points
+LOGITS = 2 * torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+SCORE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double()
+Y = torch.tensor([0, 1, 2, 3])
+FAR = torch.tensor([[[-900.0, 0.0]], [[-800.0, 0.0]]], dtype=torch.float64)
+
+
+def with_gradients(name: str, **how) -> Callable:
+    """The loss, and its gradients to logits and scores (0 where there is none)."""
+
+    def probe(own: object) -> list[Tensor]:
+        output = LOGITS.clone().requires_grad_(), SCORE.clone().requires_grad_()
+        values = getattr(own, name)(output, Y, **how)
+        found = torch.autograd.grad(values.sum(), output, allow_unused=True)
+        zeros = map(torch.zeros_like, output)
+        return [values, *(z if grad is None else grad for z, grad in zip(zeros, found))]
+
+    return probe
+
+
+def attacked(own: object) -> list[float]:
+    """% that the attack leaves correct, gradient passes of the batch, farthest pixel beyond eps."""
+    model = infer.load(HERE / "model.pt")
+    dataset = data.load("digits")
+    x, y = dataset.test_images("cpu", dataset.choose_test_images(180))
+    asked = []
+
+    def count(_, inputs: tuple) -> None:
+        if torch.is_grad_enabled() and inputs[0].requires_grad:
+            asked.append(len(inputs[0]))
+
+    for expert in model.experts:
+        expert.backbone.register_forward_pre_hook(count)
+    torch.manual_seed(0)
+    x_adv = own.my_attack(model, x, y, EPS, PASSES).detach()
+    with torch.no_grad():
+        left = 100 * (model(x_adv).argmax(1) == y).double().mean().item()
+    outside = max((x_adv - x).abs().max().item() - EPS, -x_adv.min().item(), x_adv.max().item() - 1)
+    return [left, sum(asked) / len(x) / len(model.experts), outside]
+
+
+PROBES = {
+    "soft routing, T 1": with_gradients("soft_routing_loss", T=1.0),
+    "soft routing, T .3": with_gradients("soft_routing_loss", T=0.3),
+    "soft routing, probabilities of 1e-350": lambda own: own.soft_routing_loss(
+        (FAR, torch.zeros(2, 1).double()), torch.tensor([0]), 1.0
+    ),
+    "misroute to expert 1": with_gradients("misroute_loss", j=0, scale=1.0),
+    "misroute to expert 3, scale 2": with_gradients("misroute_loss", j=2, scale=2.0),
+    "your attack: % left, passes, beyond eps": attacked,
+}
+NAMES = list(PROBES)
+SLOW = NAMES[5:]
+
+
+def weaker(mine: Answers, right: Answers) -> str | None:
+    (left, passes, outside), ours = mine[NAMES[5]], right[NAMES[5]][0]
+    if outside > 1e-6:
+        return f"some pixel is {outside:.3g} outside the ball or [0, 1]"
+    if passes > PASSES:
+        return f"{passes:g} gradient passes: {PASSES} are allowed"
+    if left > ours + ALLOWED:
+        return f"your attack leaves {left:.1f} %, ours {ours:.1f} % (PGD alone about 24 %)"
+    return None
+
+
+PROPERTIES = [
+    Property("soft routing is the loss of the softmax-weighted mixture", 3, NAMES[:2]),
+    Property("it is exact where probabilities underflow", 1, NAMES[2:3]),
+    Property("misrouting wants expert j wrong, and answering", 3, NAMES[3:5]),
+    Property("your attack takes as many images as ours", 5, NAMES[5:], weaker),
+]
+MISTAKES = {
+    "the argmax kept": "With an argmax the scores get no gradient: that is what hides them.",
+    "scores ignored": "All experts weigh the same: that attacks their vote.",
+    "scores detached": "The scores must get a gradient: they are what is attacked.",
+    "the sign lost": "The attack raises its loss, so it must be large where the answer is wrong.",
+    "T multiplied": "score * T instead of score / T.",
+    "a softmax of sigmoids": "The scores are logits already: sigmoids lie in (0, 1), so that the "
+    "softmax is nearly uniform.",
+    "its own lead counted": "Expert j leads over the best *other* expert.",
+    "a sum for the lesser": "Both must be above 0: the sum of the two can be, where one is not.",
+}
+
+
+def variant(wrong: frozenset[str]) -> dict[str, Callable]:
+    def soft_routing_loss(output, y, T):
+        logits, score = output
+        score = score.detach() if "scores detached" in wrong else score
+        score = torch.zeros_like(score) if "scores ignored" in wrong else score
+        score = score.sigmoid() if "a softmax of sigmoids" in wrong else score
+        losses = expert_losses(logits, y)
+        if "the argmax kept" in wrong:
+            result = losses.gather(0, score.argmax(0)[None]).squeeze(0)
+        else:
+            log_weights = F.log_softmax(score * T if "T multiplied" in wrong else score / T, 0)
+            result = -torch.logsumexp(log_weights - losses, 0)
+        return -result if "the sign lost" in wrong else result
+
+    def misroute_loss(output, y, j, scale):
+        logits, score = output
+        score = score.detach() if "scores detached" in wrong else score
+        others = torch.cat([score[:j], score[j + 1 :]])
+        best = score if "its own lead counted" in wrong else others
+        lead = scale * (score[j] - best.max(0).values)
+        margin = margin_loss(logits[j], y)
+        both = margin + lead if "a sum for the lesser" in wrong else torch.minimum(margin, lead)
+        return -both if "the sign lost" in wrong else both
+
+    own = {"soft_routing_loss": soft_routing_loss, "misroute_loss": misroute_loss}
+    return own | {"my_attack": my_attack}

@@ -1,0 +1,120 @@
+"""Exercise 11: judge a claim
+
+"Beats" needs an interval. Write the difference of two methods' accuracies and its standard error,
+from what they had correct image by image and seed by seed, and the verdict. The probes are the
+project's measured results, in experiments/results: its README's claims are among those you judge.
+
+In words (200): pick a claim of the paper's Table 3 or section 4.2. What would you have to measure
+to believe it, and what does the project's table of claims say?
+"""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+
+from exercises import ROOT, Property
+
+MINUTES, PAPER = 75, "Tables 3 and 4, section 4.2"
+IMPORTS = "import numpy as np"
+REBUILD: dict = {}
+TWIST = {
+    "difference": "How many points more `ours` has correct than `theirs`, and the standard error "
+    "of "
+    "that. Both are arrays of 0 and 1, [S, N]: S seeds, the same N images. The error's square is "
+    "the "
+    "variance of the images' mean differences over N, plus, with several seeds, the variance of "
+    "the "
+    "seeds' mean differences over S (both with n - 1).",
+    "verdict": "1 where 1.96 standard errors do not reach 0 and the difference is above it, -1 "
+    "where "
+    "it is below, 0 where nothing is decided.",
+}
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    d = ours - theirs
+    square = d.mean(0).var(ddof=1) / d.shape[1]
+    if len(d) > 1:
+        square += d.mean(1).var(ddof=1) / len(d)
+    return 100 * float(d.mean()), 100 * float(square) ** 0.5
+
+
+def verdict(difference: float, error: float) -> int:
+    return 0 if abs(difference) <= 1.96 * error else 1 if difference > 0 else -1
+
+
+def measured(method: str, depth: int, column: str = "worst", seeds: int = 3) -> np.ndarray:
+    """What a method had correct, [S, N], of our JSON files."""
+    name = f"digits-{method}-depth{depth}-n3-eps0.1-epochs30-seed"
+    folder = ROOT / "experiments" / "results" / "compare"
+    found = [json.loads((folder / f"{name}{s}.json").read_text()) for s in range(seeds)]
+    return np.array([list(map(int, result["correct"][column])) for result in found])
+
+
+def judged(ours: str, theirs: str, depth: int, column: str = "worst", seeds: int = 3) -> Callable:
+    """[difference, error, verdict] of two methods."""
+
+    def probe(own: object) -> list[float]:
+        pair = (measured(method, depth, column, seeds).copy() for method in (ours, theirs))
+        points, error = own.difference(*pair)
+        return [points, error, own.verdict(points, error)]
+
+    return probe
+
+
+HAND = np.array([[1, 1, 1, 0], [1, 1, 0, 0]]), np.array([[1, 0, 0, 0], [1, 0, 0, 1]])
+PROBES = {
+    "one seed, four images": lambda own: own.difference(HAND[0][:1], HAND[1][:1]),
+    "two seeds, four images": lambda own: own.difference(*HAND),
+    "+2 +- 1, +1.9 +- 1, -3 +- 1, 0 +- 0": lambda own: [
+        own.verdict(*pair) for pair in ((2.0, 1.0), (1.9, 1.0), (-3.0, 1.0), (0.0, 0.0))
+    ],
+    "SoE and the ensemble trained together, depth 2, worst": judged("soe", "plain-together", 2),
+    "the same under Square": judged("soe", "plain-together", 2, "square"),
+    "SoE with and without stage 2, depth 8, worst": judged("soe", "soe-stage1", 8),
+    "SoE and MoRE, depth 2, worst": judged("soe", "more", 2),
+    "the same, seed 0 alone": judged("soe", "more", 2, "worst", 1),
+}
+NAMES = list(PROBES)
+PROPERTIES = [
+    Property("with one seed the images alone speak", 3, NAMES[:1]),
+    Property("with several both images and seeds do", 3, NAMES[1:2]),
+    Property("a verdict needs an interval without 0", 2, NAMES[2:3]),
+    Property("so judge our own results", 5, NAMES[3:]),
+]
+MISTAKES = {
+    "a deviation for an error": "The standard error of a mean is the deviation over the root of "
+    "how "
+    "many were averaged.",
+    "seeds x images as independent": "The same image in three seeds is no three images: what is "
+    "hard for one model is hard for the next.",
+    "unpaired": "Both methods saw the same images: the difference is taken image by image, and "
+    "most "
+    "of the images' variance falls out of it.",
+    "seeds left out": "With several seeds their spread belongs into the error.",
+    "no interval": "A difference above 0 alone decides nothing.",
+    "shares for points": "100 times too small: accuracies are in per cent.",
+}
+
+
+def variant(wrong: frozenset[str]) -> dict[str, Callable]:
+    def differ(ours, theirs):
+        d, by = ours - theirs, 1 if "shares for points" in wrong else 100
+        S, N = d.shape
+        if "seeds x images as independent" in wrong:
+            return by * d.mean(), by * (d.var(ddof=1) / d.size) ** 0.5
+        over = (1, 1) if "a deviation for an error" in wrong else (N, S)
+        if "unpaired" in wrong:
+            square = sum(of.mean(0).var(ddof=1) for of in (ours, theirs)) / over[0]
+        else:
+            square = d.mean(0).var(ddof=1) / over[0]
+        if S > 1 and "seeds left out" not in wrong:
+            square += d.mean(1).var(ddof=1) / over[1]
+        return by * d.mean(), by * square**0.5
+
+    def judge(difference, error):
+        error = 0 if "no interval" in wrong else error
+        return 0 if abs(difference) <= 1.96 * error else 1 if difference > 0 else -1
+
+    return {"difference": differ, "verdict": judge}
