@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,7 +230,8 @@ def check(number: int, work: Path) -> Judged:
     total = sum(earned for _, earned, _ in judged)
     if names := mistakes(number, mine):
         for name in names.split(SEPARATOR):
-            print(f"  This is what comes out with: {name}. {module.MISTAKES[name]}")
+            told = f"This is what comes out with: {name}. {module.MISTAKES[name]}"
+            print(textwrap.fill(told, 100, initial_indent="  ", subsequent_indent="  "))
     elif total < points(module) and not any(map(is_error, mine.values())):
         print(f"  Nobody has made this mistake before: kept as {keep(path)}")
     picture = path.with_suffix(".png")

@@ -368,3 +368,25 @@ def test_the_child_cuts_a_traceback_to_the_student_s_lines(tmp_path):
         child.sys.stdout, child.sys.stderr = stdout, stderr
     told = str(check.read_answers(out)[next(iter(load(1).PROBES))])
     assert told.startswith("line 5, in ball: return torch.zeros(2, 3) @ x\nRuntimeError")
+
+
+def test_the_table_of_the_readme_is_that_of_the_exercises():
+    text = (ROOT / "exercises" / "README.md").read_text().split("## The exercises")[1]
+    for number in FILES:
+        assert (
+            f"| {load(number).MINUTES} | {points(load(number))} |"
+            in text.split(f"\n| {number} |")[1]
+        )
+    assert sum(points(load(number)) for number in FILES) == 100
+    questions = (ROOT / "exercises" / "lecturer" / "README.md").read_text()
+    for number in FILES:
+        assert "In words" in load(number).__doc__ and f"\n{number}. **" in questions
+
+
+def test_what_the_readme_shows_is_what_a_check_says(tmp_path, capsys):
+    content = "def best_expert_loss(losses, sigma):\n    return losses.min(0).values\n"
+    for name in ("expert_weights(losses, sigma)", "cases_of_equality(M)"):
+        content += f"def {name}:\n    raise NotImplementedError\n"
+    assert checked(tmp_path, 4, content) == 3
+    said = capsys.readouterr().out.replace(str(tmp_path), "work").strip()
+    assert said in (ROOT / "exercises" / "README.md").read_text()
