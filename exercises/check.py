@@ -45,20 +45,8 @@ def student_answers(number: int, path: Path, seconds: float = SECONDS) -> tuple[
     child process, it and what it started have ended when this returns."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "answers.npz"
-        words = [
-            sys.executable,
-            "-m",
-            "exercises.child",
-            str(number),
-            str(path.resolve()),
-            str(out),
-        ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        group = {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x200}
-        child = subprocess.Popen(
-            words, cwd=folder, env=environment, stderr=subprocess.DEVNULL, **nothing, **group
-        )
+        words = ["exercises.child", str(number), str(path.resolve()), str(out)]
+        child = start_child(words, folder)
         ended = "ended before this was asked"
         try:
             child.wait(seconds)
@@ -71,6 +59,14 @@ def student_answers(number: int, path: Path, seconds: float = SECONDS) -> tuple[
     if "import" in answers:  # its error stands for everything
         return dict.fromkeys(load(number).PROBES, answers["import"]), printed
     return {name: answers.get(name, np.array(ended)) for name in load(number).PROBES}, printed
+
+
+def start_child(words: list[str], folder: str, stderr=subprocess.DEVNULL) -> subprocess.Popen:
+    """python -m words, in this folder, on one thread, and in a process group of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": stderr}
+    how |= {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x200}
+    return subprocess.Popen([sys.executable, "-m", *words], cwd=folder, env=environment, **how)
 
 
 def end_group(child: subprocess.Popen) -> None:

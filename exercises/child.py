@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import traceback
+from types import ModuleType
 
 import numpy as np
 
@@ -35,6 +36,14 @@ def told(error: BaseException, path: str) -> str:
     return "\n".join([*lines, f"{type(error).__name__}: {error}"])
 
 
+def own_module(path: str) -> ModuleType:
+    """A student's file, imported. Raises whatever it raises."""
+    spec = importlib.util.spec_from_file_location("student", path)
+    own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own)
+    return own
+
+
 def main(number: int, path: str, out: str) -> None:
     answers, printed = {}, LastLines()
     sys.stdout = sys.stderr = printed
@@ -45,9 +54,7 @@ def main(number: int, path: str, out: str) -> None:
         os.replace(out + ".part", out)
 
     try:
-        spec = importlib.util.spec_from_file_location("student", path)
-        own = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(own)
+        own = own_module(path)
     except BaseException as error:
         answers["import"] = np.array(told(error, path))
         return save()

@@ -1,0 +1,201 @@
+"""The capstone: find a loss, or another way to combine the experts, that raises the worst case.
+
+    python -m exercises.capstone mine.py            # trains, attacks, and ranks it
+    python -m exercises.capstone mine.py --quick    # one fold, a tenth of the passes: does it run?
+
+An entry is a file with
+
+    COMBINE = "vote"                        # or "collaboration", "mixture"
+    def loss(model, x, y, settings): ...    # as everywhere: x [B, C, H, W] in [0, 1], y [B]
+    LEARNING_RATE = 0.1                     # if another is wanted
+
+settings has n = 3, eps, alpha, steps, sigma, lambda_, and progress, from 0 to 1. Three networks of
+depth 2 learn the digits at eps 0.1, in five folds, of which a worker process sees the training part
+alone. All entries have the same budget: forward passes with gradients, of one expert on one image,
+counted by hooks; what is cheaper has more epochs. The rate falls to 1/10 at a half and three
+quarters of it. The weights alone come back: they are loaded into our own classes and attacked by
+PGD, AutoPGD, Square and the adaptive attack. The score is the share of the 1,797 digits that are
+correct under all of them. Entries between which the 95 % interval decides nothing are level.
+
+Masked gradients make attacks fail, not models strong. So the signs are listed, of which a person
+has to make sense: gradients that are zero, a Square that is stronger than gradients, an AutoPGD
+that is weaker than PGD, anything correct at eps 1.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import data
+import models
+from exercises import HERE
+from exercises.check import end_group, start_child
+from exercises.child import own_module
+from experiments.evaluate import DECIDE, attacks_at, doubts, report
+from experiments.intervals import paired_difference
+from support import files, options
+from support.tables import percent
+
+FOLDS, EPS, BATCH = 5, 0.1, 128
+BUDGET = 36 * BATCH * 11 * 30  # that of an ensemble attacked as a whole, in 30 epochs
+SETTINGS = {"n": 3, "depth": 2, "image_shape": [1, 8, 8], "num_classes": 10, "confidence": "ehead"}
+SECONDS = 900  # of a fold, at most
+
+
+def settings_of(combine: str) -> Namespace:
+    """Raises ValueError for another way to combine the experts."""
+    kinds = {"vote": "ensemble", "collaboration": "collaboration", "mixture": "mixture"}
+    if combine not in kinds:
+        raise ValueError(f"COMBINE is {combine!r}: it must be {', '.join(kinds)}")
+    attack = {"eps": EPS, "alpha": EPS / 3, "steps": 10, "random_start": False}
+    how = {"sigma": 1.0, "lambda_": 1.0, "progress": 0.0, "model": kinds[combine]}
+    return Namespace(**SETTINGS | attack | how)
+
+
+# ---------------------------------------------------------------------------- in the worker process
+
+
+def train_entry(method: object, x: Tensor, y: Tensor, budget: int, seed: int) -> nn.Module:
+    """An entry's model, trained on x uint8 [N, C, H, W], y [N] until the budget is used up."""
+    settings, used = settings_of(method.COMBINE), [0]
+    torch.manual_seed(seed)
+    model = models.build(vars(settings))
+
+    def count(_, inputs: tuple[Tensor]) -> None:
+        used[0] += len(inputs[0]) if torch.is_grad_enabled() else 0
+
+    for expert in model.experts:
+        expert.backbone.register_forward_pre_hook(count)
+    rate = getattr(method, "LEARNING_RATE", 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=1e-4)
+    while used[0] < budget:
+        for batch in data.batches(x, y, BATCH, augment=False):
+            settings.progress = min(1.0, used[0] / budget)
+            falls = (settings.progress >= 0.5) + (settings.progress >= 0.75)
+            optimizer.param_groups[0]["lr"] = rate * 0.1**falls
+            optimizer.zero_grad()
+            method.loss(model, *batch, settings).backward()
+            optimizer.step()
+            if used[0] >= budget:
+                break
+    return model
+
+
+def work(entry: str, images: str, out: str, budget: str, seed: str) -> None:
+    """`train_entry` of a file, its training images and the file for the weights."""
+    with np.load(images) as file:
+        x, y = (torch.from_numpy(file[name]) for name in "xy")
+    model = train_entry(own_module(entry), x, y, int(budget), int(seed))
+    torch.save(model.state_dict(), out)
+
+
+# ---------------------------------------------------------------------------------------- the judge
+
+
+def fold(entry: Path, combine: str, x: Tensor, y: Tensor, in_test: Tensor, budget: int, seed: int):
+    """What an entry's model, trained on the other images, has correct of the images in_test bool
+    [N]: (its row, `evaluate.report`, `evaluate.doubts`). Raises ValueError where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        images, weights = Path(folder) / "train.npz", Path(folder) / "weights.pt"
+        np.savez(images, x=x[~in_test].numpy(), y=y[~in_test].numpy())
+        words = ["exercises.capstone", "--work", entry.resolve(), images, weights, budget, seed]
+        with open(Path(folder) / "errors", "w+") as errors:
+            child = start_child(list(map(str, words)), folder, stderr=errors)
+            try:
+                child.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                raise ValueError(f"{entry} was not trained within {SECONDS} s a fold") from None
+            finally:
+                end_group(child)
+            errors.seek(0)
+            last = (errors.read().strip() or "it ended without weights").split("\n")[-1]
+        model = models.build(vars(settings_of(combine)))
+        try:
+            state = torch.load(weights, weights_only=True)
+            model.load_state_dict(state)
+        except Exception:  # whatever a student's process has left there
+            raise ValueError(f"{entry} left no weights of our networks: {last}") from None
+    if not all(value.isfinite().all() for value in state.values()):
+        raise ValueError(f"{entry} left weights that are NaN or infinite")
+    images, labels = x[in_test].float() / 255, y[in_test]
+    found = report(model.eval(), images, labels, attacks_at(DECIDE, model, EPS, 20, 1000))
+    return model.row, found, doubts(model, images, labels, found["table"][model.row])
+
+
+def judge(entry: Path, folds: int, budget: int) -> dict:
+    """An entry's result: what it has correct, "0110..", of all digits of these folds, by column."""
+    digits = data.load("digits")
+    x = torch.cat([digits.x_train, digits.x_test])
+    y = torch.cat([digits.y_train, digits.y_test])
+    part = torch.from_numpy(np.random.default_rng(0).permutation(len(x)) % FOLDS)
+    method = own_module(str(entry))
+    combine = getattr(method, "COMBINE", None)
+    settings_of(combine)
+    if not callable(getattr(method, "loss", None)):
+        raise ValueError(f"{entry} has no loss(model, x, y, settings)")
+    correct, signs = {}, []
+    for k in range(folds):
+        row, found, theirs = fold(entry, combine, x, y, part == k, budget, seed=k)
+        for column, bits in found["correct"].items():
+            correct[column] = correct.get(column, "") + bits
+        signs += [f"fold {k + 1}: {sign}" for sign in theirs]
+        print(f"fold {k + 1} of {folds}: {found['table'][row]['worst']:.1f} %", flush=True)
+    told = {"entry": entry.stem, "combine": combine, "folds": folds, "budget": budget}
+    return told | {"versions": options.versions(), "correct": correct, "doubts": signs}
+
+
+def table(entries: list[dict]) -> str:
+    """The entries of all folds, the best first; which the first is level with."""
+    entries = sorted(entries, key=lambda e: -e["correct"]["worst"].count("1"))
+    columns = ["clean", *DECIDE, "worst"]
+    lines = [f"{'':22}" + "".join(f"{c:>10}" for c in columns) + "   less the first's"]
+    for e in entries:
+        shares = [e["correct"].get(c) for c in columns]
+        shown = [f"{100 * s.count('1') / len(s):.1f}" if s else "-" for s in shares]
+        pair = [e["correct"]["worst"]], [entries[0]["correct"]["worst"]]
+        difference, half = paired_difference(*pair)
+        beside = "" if e is entries[0] else f"   {difference:+.1f} ± {half:.1f}"
+        beside += ", level" if beside and abs(difference) <= half else ""
+        flag = "  look at it: see its signs" if e["doubts"] else ""
+        lines.append(f"{e['entry'][:21]:22}" + "".join(f"{s:>10}" for s in shown) + beside + flag)
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    if argv is None and sys.argv[1:2] == ["--work"]:
+        return work(*sys.argv[2:])
+    parser = options.Parser(__doc__, prog="-m exercises.capstone")
+    add = parser.add_argument
+    add("entry", metavar="METHOD.py", help="the file that is handed in")
+    add("--quick", action="store_true", help="one fold and a tenth of the budget")
+    add("--out", metavar="FILE", help="its result (default: METHOD.json beside it)")
+    args = parser.parse_args(argv)
+    with parser.errors_in_one_line():
+        entry = Path(args.entry)
+        if not entry.is_file():
+            raise ValueError(f"no file {entry}")
+        out = Path(args.out) if args.out else entry.with_suffix(".json")
+        if not args.quick:
+            files.check_new(out, ".json", "--out")
+        result = judge(entry, *((1, BUDGET // 10) if args.quick else (FOLDS, BUDGET)))
+        for sign in result["doubts"]:
+            print(f"Doubtful, {sign}.")
+        if args.quick:
+            worst = torch.tensor(list(map(int, result["correct"]["worst"])))
+            print(f"{percent(worst):.1f} % under the worst attack: one fold, a tenth of the budget")
+            return
+        files.write(out, json.dumps(result).encode())
+        others = [path for path in (HERE / "entries").glob("*.json") if path != out]
+        print(table([result, *(json.loads(path.read_text()) for path in sorted(others))]))
+        print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Statements about the capstone that must hold."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import data
+from baselines.plain import together_loss
+from exercises import ROOT, capstone
+
+ENTRIES = ROOT / "exercises" / "entries"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A hundredth of the budget, weak attacks."""
+    monkeypatch.setattr(capstone, "BUDGET", capstone.BUDGET // 100)
+    monkeypatch.setattr(capstone, "DECIDE", ("pgd", "cw"))
+    monkeypatch.setattr(capstone, "FOLDS", 2)
+
+
+def trained(loss, budget, combine="vote"):
+    seen = []
+
+    def watched(model, x, y, settings):
+        seen.append((len(x), settings.progress))
+        return loss(model, x, y, settings)
+
+    digits = data.load("digits")
+    method = SimpleNamespace(COMBINE=combine, loss=watched)
+    capstone.train_entry(method, digits.x_train[:512], digits.y_train[:512], budget, 0)
+    return seen
+
+
+def test_a_dearer_loss_has_fewer_steps_within_the_same_budget():
+    cheap = trained(lambda m, x, y, s: together_loss(m, x, y, s), 36 * 128 * 10)
+    twice = trained(
+        lambda m, x, y, s: together_loss(m, x, y, s) + together_loss(m, x, y, s), 36 * 128 * 10
+    )
+    assert len(cheap) == 10 and len(twice) == 5
+    assert [progress for _, progress in cheap] == pytest.approx([k / 10 for k in range(10)])
+
+
+def test_asking_without_a_gradient_is_free():
+    def loss(model, x, y, settings):
+        with torch.no_grad():
+            model(x)
+        return torch.nn.functional.cross_entropy(model(x), y)
+
+    assert len(trained(loss, 3 * 128 * 7)) == 7
+
+
+def test_the_judge_loads_nothing_but_finite_weights_of_our_networks(tmp_path, refused, small):
+    bad = {
+        "left no weights": "COMBINE = 'vote'\ndef loss(*a):\n    raise ValueError('mine')\n",
+        "NaN": "COMBINE = 'vote'\ndef loss(model, x, y, s):\n"
+        "    return model(x).sum() * float('nan')\n",
+        "COMBINE is": "COMBINE = 'all'\ndef loss(*a): pass\n",
+        "has no loss": "COMBINE = 'vote'\n",
+    }
+    for message, content in bad.items():
+        (tmp_path / "entry.py").write_text(content)
+        assert message in refused(capstone, tmp_path / "entry.py", "--quick")
+    assert "no file" in refused(capstone, tmp_path / "none.py")
+
+
+def test_an_entry_is_trained_attacked_and_ranked(tmp_path, small, capsys, refused):
+    (tmp_path / "mine.py").write_text((ENTRIES / "together.py").read_text())
+    capstone.main([str(tmp_path / "mine.py")])
+    out = capsys.readouterr().out
+    result = json.loads((tmp_path / "mine.json").read_text())
+    assert {len(bits) for bits in result["correct"].values()} == {1797} and "\nmine  " in out
+    assert "is there already" in refused(capstone, tmp_path / "mine.py")
+
+
+def test_entries_between_which_nothing_is_decided_are_level():
+    def entry(name, count, doubts=()):
+        bits = "1" * count + "0" * (1797 - count)
+        return {"entry": name, "correct": {"clean": bits, "worst": bits}, "doubts": list(doubts)}
+
+    text = capstone.table([entry("a", 300), entry("b", 500, ["zero"]), entry("c", 499)])
+    first, second, third = text.split("\n")[1:]
+    assert first.startswith("b") and first.endswith("look at it: see its signs")
+    assert second.startswith("c") and second.endswith("level")
+    assert third.startswith("a") and "level" not in third
+
+
+def test_the_masked_example_is_caught():
+    found = json.loads((ENTRIES / "example_masked.json").read_text())
+    signs = " ".join(found["doubts"])
+    assert "the gradient is exactly zero on" in signs and "Square, without gradients" in signs
+    honest = json.loads((ENTRIES / "example_honest.json").read_text())
+    assert not honest["doubts"]
