@@ -162,21 +162,18 @@ def judge(number: int, mine: Answers) -> Judged:
     module, right = load(number), expected(number)[""]
     tolerance, judged = getattr(module, "TOLERANCE", 1e-6), []
     for of in module.PROPERTIES:
-        why = ""
         failed = [p for p in of.probes if is_error(mine[p]) and not is_error(right[p])]
+        shapes = [p for p in of.probes if mine[p].shape != right[p].shape]
+        wrong = [p for p in of.probes if not same(mine[p], right[p], tolerance)]
         if failed and undone(mine[failed[0]]):
             why = "not written yet"
         elif failed:
             why = f"{failed[0]}: {mine[failed[0]]}"
-        elif of.test:
+        elif of.test and not shapes:
             why = of.test(mine, right) or ""
         else:
-            wrong = [p for p in of.probes if not same(mine[p], right[p], tolerance)]
-            why = (
-                counterexample(wrong[0], mine[wrong[0]], right[wrong[0]], tolerance)
-                if wrong
-                else ""
-            )
+            probe = (shapes or wrong or [None])[0]
+            why = counterexample(probe, mine[probe], right[probe], tolerance) if probe else ""
         judged.append((of, 0 if why else of.points, why))
     return judged
 
