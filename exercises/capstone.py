@@ -14,9 +14,8 @@ depth 2 learn the digits at eps 0.1, in five folds, of which a worker process se
 alone. All entries have the same budget: forward passes with gradients, of one expert on one image,
 counted by hooks; what is cheaper has more epochs. The rate falls to 1/10 at a half and three
 quarters of it. The weights alone come back: they are loaded into our own classes and attacked by
-PGD, AutoPGD, Square, the adaptive attack, and AutoPGD on a twin with smaller logits. The score is
-the share of the 1,797 digits that are correct under all of them. Entries between which the 95 %
-interval decides nothing are level.
+PGD, AutoPGD, Square and the adaptive attack. The score is the share of the 1,797 digits that are
+correct under all of them. Entries between which the 95 % interval decides nothing are level.
 
 Masked gradients make attacks fail, not models strong. So the signs are listed, of which a person
 has to make sense before such an entry is ranked: gradients that are zero, a Square that is stronger
@@ -28,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +35,9 @@ from torch import Tensor, nn
 
 import data
 import models
-from attacks import margin_loss
 from exercises import HERE
 from exercises.check import end_group, start_child
 from exercises.child import own_module
-from experiments.autopgd import auto_pgd
 from experiments.evaluate import DECIDE, attacks_at, doubts, report
 from experiments.intervals import paired_difference
 from support import files, options
@@ -129,22 +125,8 @@ def fold(entry: Path, combine: str, x: Tensor, y: Tensor, in_test: Tensor, budge
     if not all(value.isfinite().all() for value in state.values()):
         raise ValueError(f"{entry} left weights that are NaN or infinite")
     images, labels = x[in_test].float() / 255, y[in_test]
-    attacks = attacks_at(DECIDE, model, EPS, 20, 1000) | {"softened": softened}
-    found = report(model.eval(), images, labels, attacks)
+    found = report(model.eval(), images, labels, attacks_at(DECIDE, model, EPS, 20, 1000))
     return model.row, found, doubts(model, images, labels, found["table"][model.row])
-
-
-def softened(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """AutoPGD against a twin whose experts have margins of about 3: large logits, which stop every
-    gradient, do not help against what was made with small ones. x [B, C, H, W], y [B] -> x_adv."""
-    twin = deepcopy(model)
-    logits, _ = models.ask_experts(model, x)
-    with torch.no_grad():
-        for expert, of_expert in zip(twin.experts, logits):
-            scale = 3 / margin_loss(of_expert, y).abs().mean().clamp(min=1e-12)
-            expert.p_head.weight *= scale
-            expert.p_head.bias *= scale
-    return auto_pgd(twin, x, y, eps=EPS, steps=20)
 
 
 def judge(entry: Path, folds: int, budget: int) -> dict:
@@ -173,7 +155,7 @@ def table(entries: list[dict]) -> str:
     """The entries, the best first, those with signs of masked gradients last; which of them the
     first is level with."""
     entries = sorted(entries, key=lambda e: (bool(e["doubts"]), -e["correct"]["worst"].count("1")))
-    columns = ["clean", *DECIDE, "softened", "worst"]
+    columns = ["clean", *DECIDE, "worst"]
     lines = [f"{'':22}" + "".join(f"{c:>10}" for c in columns) + "   less the first's"]
     for e in entries:
         shares = [e["correct"].get(c) for c in columns]
