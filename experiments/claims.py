@@ -188,14 +188,20 @@ def gain(shallow: bool) -> Find:
 
 
 def gain_shrinks(results: list[dict]) -> list[Evidence]:
+    """There is a gain where networks are shallowest, and less where they are deepest: of these two
+    differences the one that is the less certain."""
     found = []
     for data, of_depth in gains(results).items():
         low, high = min(of_depth), max(of_depth)
         if low < high:
             (first, file), (last, _) = of_depth[low], of_depth[high]
             seeds = min(len(first), len(last))
-            where = f"{NAMES.get(data, data)}, ResNet{low} less ResNet{high}"
-            found.append(Evidence(where, *interval(first[:seeds] - last[:seeds]), file))
+            both = {
+                f"the gain at ResNet{low}": interval(first),
+                f"ResNet{low}'s less ResNet{high}'s": interval(first[:seeds] - last[:seeds]),
+            }
+            where, (difference, half) = min(both.items(), key=lambda of: of[1][0] - of[1][1])
+            found.append(Evidence(f"{NAMES.get(data, data)}, {where}", difference, half, file))
     return found
 
 
