@@ -98,11 +98,21 @@ def reference(number: int) -> SimpleNamespace:
 
 def as_array(value: object) -> np.ndarray:
     """Numbers as float64. Raises TypeError, ValueError for what is none."""
+    if value is None or isinstance(value, str):
+        raise TypeError("it returned nothing" if value is None else "it returned a text")
     if isinstance(value, tuple | list):
         return np.concatenate([as_array(part).ravel() for part in value])
     if hasattr(value, "detach"):
         value = value.detach().double().numpy()
     return np.asarray(value, dtype=np.float64)
+
+
+def shaped(value, *shape: int):
+    """A tensor, if it has this shape. Raises ValueError."""
+    if value is None or tuple(value.shape) != shape:
+        found = "nothing" if value is None else f"shape {list(value.shape)}"
+        raise ValueError(f"it returned {found}: it should have shape {list(shape)}")
+    return value
 
 
 def ask(number: int, own: object, probes: list[str] | None = None) -> Answers:

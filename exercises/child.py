@@ -33,7 +33,8 @@ def told(error: BaseException, path: str) -> str:
     lines = [f"line {f.lineno}, in {f.name}: {f.line}" for f in frames[-3:]]
     if isinstance(error, SyntaxError) and error.filename == path:
         lines = [f"line {error.lineno}: {(error.text or '').strip()}"]
-    return "\n".join([*lines, f"{type(error).__name__}: {error}"])
+    what = str(error).replace("module 'student'", "your file")
+    return "\n".join([*lines, f"{type(error).__name__}: {what}"])
 
 
 def own_module(path: str) -> ModuleType:

@@ -43,8 +43,15 @@ def images(values: list[float]) -> Tensor:
 
 def random_images(seed: int) -> Tensor:
     return torch.rand(
-        4, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
+
+
+def unchanged(own: object) -> list[Tensor]:
+    x, z = random_images(2), 2 * random_images(3) - 0.5
+    own.ball(x, 0.1)(z)
+    own.l2_ball(x, z, 0.1)
+    return [x, z]
 
 
 GREY, FAR = images([0.5, 0.5, 0.5]), images([0.45, 0.9, -0.3])
@@ -59,6 +66,8 @@ PROBES = {
         project(images([0.65, 0.5, 0.2])),
     ],
     "random images": lambda own: own.ball(random_images(0), 0.1)(2 * random_images(1) - 0.5),
+    "x and z afterwards": unchanged,
+    "l2: z = x": lambda own: own.l2_ball(GREY, GREY.clone(), 0.1),
     "l2: z inside": lambda own: own.l2_ball(GREY, images([0.5, 0.53, 0.54]), 0.1),
     "l2: z outside": lambda own: own.l2_ball(GREY, images([0.5, 0.8, 0.9]), 0.1),
     "l2: near the edge of [0, 1]": lambda own: own.l2_ball(EDGE, images([-0.1, 0.98, 0.5]), 0.1),
@@ -67,11 +76,11 @@ PROBES = {
 RANDOM = ["random images", "twice from the same ball"]
 PROPERTIES = [
     Property("no pixel is farther than eps from x's", 1, list(PROBES)[:1]),
-    Property("every pixel stays in [0, 1]", 1, [list(PROBES)[1], *RANDOM]),
+    Property("every pixel stays in [0, 1]", 1, [list(PROBES)[1], *RANDOM, "x and z afterwards"]),
     Property(
         "in l2 a point inside stays where it is, one outside moves straight to x",
         1,
-        ["l2: z inside", "l2: z outside"],
+        ["l2: z = x", "l2: z inside", "l2: z outside"],
     ),
     Property(
         "each image has an l2 ball of its own, cut to [0, 1]",

@@ -26,7 +26,7 @@ CUT = [("attacks", "pgd")]  # in a handout, too
 REBUILD: dict = {}
 TWIST = {
     "pgd": "Projected gradient descent, from x itself and without momentum: x [B, C, H, W] in "
-    "[0, 1], y [B] -> x_adv like x, detached. The model maps images to logits [B, K].",
+    "[0, 1], y [B] -> the last point, like x, detached. The model maps images to logits [B, K].",
     "l2_step": "One step of length alpha along the gradient, for each image of its own: x_adv and "
     "grad [B, C, H, W]. An image whose gradient is 0 stays where it is.",
 }
@@ -61,7 +61,7 @@ def network(linear: bool) -> nn.Module:
         layers += [nn.Tanh(), nn.Linear(8, 3)]
     model = nn.Sequential(*layers).double()
     for weights in model.parameters():
-        weights.data = 2 * torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+        weights.data = 3 * torch.randn(weights.shape, generator=generator, dtype=torch.float64)
     return model
 
 
@@ -70,13 +70,15 @@ def images() -> Tensor:
 
 
 Y = torch.tensor([0, 1, 2])
-HOW = {"eps": 0.1, "alpha": 0.03}
+HOW = {"eps": 0.3, "alpha": 0.12}  # so large that gradients turn round on the way
 
 
-def left_in_weights(own: object) -> list[float]:
-    model = network(linear=False)
-    own.pgd(model, images(), Y, **HOW, steps=2)
-    return [0.0 if w.grad is None else w.grad.abs().sum().item() for w in model.parameters()]
+def left_behind(own: object) -> list[float]:
+    """Is there a gradient in the weights? Is x changed, or does it ask for a gradient?"""
+    model, x = network(linear=False), images()
+    own.pgd(model, x, Y, **HOW, steps=2)
+    grads = [w.grad is not None for w in model.parameters()]
+    return [float(any(grads)), float(not torch.equal(x, images())), float(x.requires_grad)]
 
 
 def attacked(linear: bool, steps: int) -> Callable:
@@ -86,11 +88,11 @@ def attacked(linear: bool, steps: int) -> Callable:
 GRAD = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], dtype=torch.float64).view(3, 1, 1, 2)
 PROBES = {
     "a linear network, 1 step": attacked(True, 1),
-    "a linear network, 10 steps of eps / 3: the corner": attacked(True, 10),
+    "a linear network, 10 steps: the corner": attacked(True, 10),
     "a tanh network, 1 step": attacked(False, 1),
     "a tanh network, 2 steps": attacked(False, 2),
     "a tanh network, 7 steps": attacked(False, 7),
-    "gradients left in the weights": left_in_weights,
+    "0 if no gradient is left in the weights; x not changed; x without gradient": left_behind,
     "the result asks for no gradient": lambda own: float(
         own.pgd(network(True), images(), Y, **HOW, steps=2).requires_grad
     ),
@@ -110,6 +112,12 @@ MISTAKES = {
     "no sign": "The raw gradient is tiny where the network is sure: the attack hardly moves.",
     "alpha = eps": "Every step crosses the whole ball, so it jumps between corners.",
     "the predicted label": "Where the network errs already, its error is attacked, not the truth.",
+    "always the gradient at x": "Each step needs the gradient where it stands, not where the first "
+    "one stood.",
+    "projection at the end alone": "Each step must come back into the ball: what is outside has "
+    "other gradients.",
+    "random start": "This one starts from x itself.",
+    "the worst point on the way": "The last point is asked for, whatever came before.",
     "a step short": "One step fewer than asked for.",
     ".grad filled": "loss.backward() leaves gradients in the weights, and the next training step "
     "adds its own to them. torch.autograd.grad gives that of the input alone.",
@@ -121,20 +129,32 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
     def pgd(model, x, y, eps, alpha, steps):
         alpha = eps if "alpha = eps" in wrong else alpha
         project, x_adv = ball(x, eps), x.clone()
+        if "random start" in wrong:
+            generator = torch.Generator().manual_seed(0)
+            x_adv = project(x + eps * (2 * torch.rand(x.shape, generator=generator).double() - 1))
+        points = [x_adv]
         for _ in range(steps - ("a step short" in wrong)):
             x_adv.requires_grad_()
-            logits = model(x_adv)
+            at = x.clone().requires_grad_() if "always the gradient at x" in wrong else x_adv
+            logits = model(at)
             label = logits.argmax(1) if "the predicted label" in wrong else y
             loss = cross_entropy(logits, label).sum()
             if ".grad filled" in wrong:
                 loss.backward()
-                grad = x_adv.grad
+                grad = at.grad
             else:
-                (grad,) = torch.autograd.grad(loss, x_adv)
+                (grad,) = torch.autograd.grad(loss, at)
             step = alpha * (grad if "no sign" in wrong else grad.sign())
             x_adv = x_adv.detach() + (-step if "descends" in wrong else step)
-            x_adv = x_adv.clamp(0, 1) if "no projection" in wrong else project(x_adv)
-        return x_adv
+            if "no projection" in wrong:
+                x_adv = x_adv.clamp(0, 1)
+            elif "projection at the end alone" not in wrong:
+                x_adv = project(x_adv)
+            points.append(x_adv)
+        if "the worst point on the way" in wrong:
+            losses = torch.stack([cross_entropy(model(z), y) for z in points])
+            x_adv = torch.stack(points)[losses.argmax(0), torch.arange(len(y))].detach()
+        return project(x_adv) if "projection at the end alone" in wrong else x_adv
 
     def l2_step(x_adv, grad, alpha):
         length = grad.flatten(1).norm(dim=1)[:, None, None, None]

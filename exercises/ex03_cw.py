@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from exercises import Property
+from exercises import Property, shaped
 
 MINUTES, PAPER = 15, "appendix 4: the attacks"
 IMPORTS = "import torch\nfrom torch import Tensor"
@@ -48,7 +48,7 @@ def with_gradient(name: str, logits: Tensor, y: Tensor) -> Callable:
 
     def probe(own: object) -> tuple[Tensor, Tensor]:
         z = logits.clone().requires_grad_()
-        values = getattr(own, name)(z, y)
+        values = shaped(getattr(own, name)(z, y), len(y))
         return values, torch.autograd.grad(values.sum(), z)[0]
 
     return probe
@@ -77,6 +77,8 @@ MISTAKES = {
     "masked by 0": "With 0 in the true class's place the maximum is 0 where all wrong logits are "
     "negative: a constant, without a gradient.",
     "the sign": "The true logit less the best wrong one: raising this makes the answer right.",
+    "Carlini and Wagner's own sign": "They minimise max(z_y - max z_k, -kappa); here losses are "
+    "raised, so it is min(max z_k - z_y, kappa).",
     "kappa as a floor": "clamp(min=kappa) keeps nothing but what is beyond kappa.",
     "the true class among the wrong ones": "The maximum runs over all classes.",
 }
@@ -93,6 +95,8 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         return -margin if "the sign" in wrong else margin
 
     def cw_loss(logits, y, kappa=0.1):
+        if "Carlini and Wagner's own sign" in wrong:
+            return (-margin_loss(logits, y)).clamp(min=-kappa)
         how = {"min": kappa} if "kappa as a floor" in wrong else {"max": kappa}
         return margin_loss(logits, y).clamp(**how)
 

@@ -28,7 +28,8 @@ REBUILD = {
     "rectified_score": (
         "models",
         "The logit of max_k f_k * g: logits [..., B, K], g_logit [..., B] -> [..., B], finite "
-        "where the product is nearly 1. With labels y [B], as in training, no gradient flows by "
+        "where the product is nearly 1, and different for different products. With labels y [B], "
+        "as in training, no gradient flows by "
         "way of max_k f_k where the prediction is correct.",
     ),
 }
@@ -86,7 +87,10 @@ PROBES = {
     "gradients to the score and to p_y": gradients,
     "rectified": lambda own: own.rectified_score(LOGITS, SCORE),
     "rectified, gradient to the logits": rectified_gradient,
-    "rectified, finite at logits 60 and score 60": lambda own: float(
+    "rectified where the product is nearly 1: scores 14, 15": lambda own: own.rectified_score(
+        torch.tensor([[60.0, 0.0]] * 2).double(), torch.tensor([14.0, 15.0]).double()
+    ),
+    "1 where the rectified score of logits 60, score 60 is finite": lambda own: float(
         own.rectified_score(torch.tensor([[60.0, 0.0]]), torch.tensor([60.0])).isfinite().all()
     ),
 }
@@ -96,7 +100,7 @@ PROPERTIES = [
     Property("its confidence is a two-way softmax", 1, NAMES[2:3]),
     Property("the loss is the mean over the experts, of each image", 2, NAMES[3:6]),
     Property("g learns p_y, and p_y does not learn g", 2, NAMES[6:7]),
-    Property("the rectified score is the logit of the product", 1, [NAMES[7], NAMES[9]]),
+    Property("the rectified score is the logit of the product", 1, [NAMES[7], *NAMES[9:]]),
     Property("and stops the gradient where the prediction is correct", 1, NAMES[8:9]),
 ]
 MISTAKES = {

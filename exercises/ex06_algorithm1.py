@@ -46,7 +46,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 LOGITS, SCORE = 3 * numbers(3, 4, 5), numbers(3, 4, seed=3)
-SURE = torch.tensor([[[0.0, -140.0]], [[0.0, -139.0]]], dtype=torch.float64)  # p about 1e-60
+SURE = torch.tensor([[[0.0, -900.0]], [[0.0, -899.0]]], dtype=torch.float64)  # p is 0 in float64
 BY_HAND = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 3.0]]], dtype=torch.float64)
 
 
@@ -66,7 +66,7 @@ PROBES = {
     "gradient to the scores": gradient_to_scores,
     "vote of (2, 0), (0, 1), (0, 3)": lambda own: own.vote(BY_HAND),
     "vote of three experts, four images": lambda own: own.vote(LOGITS),
-    "vote of probabilities 1e-61, 1e-60": lambda own: own.vote(SURE),
+    "vote of logits (0, -900), (0, -899)": lambda own: own.vote(SURE),
     "top two of three, scores .1, .9, .5": lambda own: own.top_two(
         BY_HAND, torch.tensor([[0.1], [0.9], [0.5]]).double()
     ),

@@ -117,8 +117,10 @@ MISTAKES = {
     "repeat_interleave": "The images come expert after expert: 1 2 3 1 2 3, so y.repeat(M); not "
     "1 1 "
     "2 2 3 3.",
-    "without M": "The factor M is missing: see the comment in stage1_loss on why it stands there.",
+    "without M": "The weights of Eq. 7 sum to 1 over experts: without M each moves 1/M as far.",
     "no clean half": "The clean batch is learned as well.",
+    "stays in eval mode": "After the attack comes model.train(): the batches are to move the "
+    "statistics, and to be normalised by their own.",
     "eps of the first image": "Every image got the same eps.",
 }
 
@@ -128,7 +130,7 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         M = settings.n
         model.train("the attack in train mode" in wrong).requires_grad_(False)
         x_adv = attack_each_expert(model, x, y, settings)
-        model.train().requires_grad_(True)
+        model.train("stays in eval mode" not in wrong).requires_grad_(True)
         labels = y.repeat_interleave(M) if "repeat_interleave" in wrong else y.repeat(M)
         factor = 1 if "without M" in wrong else M
         if "one joined batch" in wrong:

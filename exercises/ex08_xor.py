@@ -94,6 +94,8 @@ PROPERTIES = [
 ]
 MISTAKES = {
     "each f's own error": "The vote's error is that of the average, not the average of the errors.",
+    "the square of the mixture": "The error of each f_j is weighed, not the error of the weighed "
+    "average: that would be a vote again.",
     "softmax over the batch": "The softmax runs over the two functions (axis 1), not over the "
     "samples.",
     "g detached": "Without a gradient g cannot learn to route.",
@@ -111,6 +113,8 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
     def collaboration_loss(f, g, y):
         g = g.detach() if "g detached" in wrong else g
         weights = g.softmax(0 if "softmax over the batch" in wrong else 1)
+        if "the square of the mixture" in wrong:
+            return ((weights * f).sum(1) - y).square().mean()
         return (weights * (f - y[:, None]).square()).sum(1).mean()
 
     def trap_loss(f, g, y):

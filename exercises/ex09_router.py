@@ -19,7 +19,7 @@ import attacks
 import data
 import infer
 from attacks import expert_losses, margin_loss
-from exercises import HERE, Answers, Property
+from exercises import HERE, Answers, Property, shaped
 
 MINUTES, PAPER = 70, "appendix 4.2"
 IMPORTS = """import torch
@@ -66,7 +66,7 @@ def with_gradients(name: str, **how) -> Callable:
 
     def probe(own: object) -> list[Tensor]:
         output = LOGITS.clone().requires_grad_(), SCORE.clone().requires_grad_()
-        values = getattr(own, name)(output, Y, **how)
+        values = shaped(getattr(own, name)(output, Y, **how), len(Y))
         found = torch.autograd.grad(values.sum(), output, allow_unused=True)
         zeros = map(torch.zeros_like, output)
         return [values, *(z if grad is None else grad for z, grad in zip(zeros, found))]
@@ -90,7 +90,7 @@ def attacked(own: object) -> list[float]:
     torch.manual_seed(0)
     x_adv = own.my_attack(model, x, y, EPS, PASSES).detach()
     with torch.no_grad():
-        left = 100 * (model(x_adv).argmax(1) == y).double().mean().item()
+        left = 100 * (infer.load(HERE / "model.pt")(x_adv).argmax(1) == y).double().mean().item()
     outside = max((x_adv - x).abs().max().item() - EPS, -x_adv.min().item(), x_adv.max().item() - 1)
     return [left, sum(asked) / len(x) / len(model.experts), outside]
 
@@ -103,14 +103,16 @@ PROBES = {
     ),
     "misroute to expert 1": with_gradients("misroute_loss", j=0, scale=1.0),
     "misroute to expert 3, scale 2": with_gradients("misroute_loss", j=2, scale=2.0),
+    "misroute to expert 2, scale .2": with_gradients("misroute_loss", j=1, scale=0.2),
+    "misroute to expert 1, scale 5": with_gradients("misroute_loss", j=0, scale=5.0),
     "your attack: % left, passes, beyond eps": attacked,
 }
 NAMES = list(PROBES)
-SLOW = NAMES[5:]
+SLOW = NAMES[7:]
 
 
 def weaker(mine: Answers, right: Answers) -> str | None:
-    (left, passes, outside), ours = mine[NAMES[5]], right[NAMES[5]][0]
+    (left, passes, outside), ours = mine[NAMES[7]], right[NAMES[7]][0]
     if outside > 1e-6:
         return f"some pixel is {outside:.3g} outside the ball or [0, 1]"
     if passes > PASSES:
@@ -123,8 +125,8 @@ def weaker(mine: Answers, right: Answers) -> str | None:
 PROPERTIES = [
     Property("soft routing is the loss of the softmax-weighted mixture", 3, NAMES[:2]),
     Property("it is exact where probabilities underflow", 1, NAMES[2:3]),
-    Property("misrouting wants expert j wrong, and answering", 3, NAMES[3:5]),
-    Property("your attack takes as many images as ours", 5, NAMES[5:], weaker),
+    Property("misrouting wants expert j wrong, and answering", 3, NAMES[3:7]),
+    Property("your attack takes as many images as ours", 5, NAMES[7:], weaker),
 ]
 MISTAKES = {
     "the argmax kept": "With an argmax the scores get no gradient: that is what hides them.",

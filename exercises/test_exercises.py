@@ -88,9 +88,10 @@ def test_every_mistake_loses_points_and_is_called_by_its_name(number):
     assert all(check.same(right[p], known[""][p], tolerance) for p in quick)
     for name in module.MISTAKES:
         mine = known[""] | known[name]
-        assert check.mistakes(number, mine) == name
-        assert sum(earned for _, earned, _ in check.judge(number, mine)) < points(module)
-    assert check.mistakes(number, known[""]) is None
+        judged = check.judge(number, mine)
+        assert check.mistakes(number, mine, judged) == [name]
+        assert sum(earned for _, earned, _ in judged) < points(module)
+    assert check.mistakes(number, known[""], check.judge(number, known[""])) == []
 
 
 def by_shift(losses, sigma):
@@ -264,7 +265,12 @@ def test_a_student_sees_the_own_line_the_print_and_the_counterexample(tmp_path, 
     )
     assert checked(tmp_path, 3, content) < points(load(3))
     out = capsys.readouterr().out
-    assert "TypeError" in out and "line " in out and "in cw_loss" in out and "printed: seen" in out
+    assert (
+        "TypeError" in out
+        and "line " in out
+        and "in cw_loss" in out
+        and "printed:\n           seen\n" in out
+    )
     assert "exercises/child.py" not in out and "site-packages" not in out
 
 

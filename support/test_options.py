@@ -21,7 +21,7 @@ from support import options
 ROOT = Path(__file__).parent.parent
 
 BAD_FLAGS = {
-    "--eps 0": "(0, 1]",
+    "--eps 2": "(0, 1]",
     "--eps nan": "(0, 1]",
     "--eps half": "'half' is no number: it must lie in (0, 1]",
     "--sigma 0": "must be positive",
