@@ -99,7 +99,9 @@ def work(entry: str, images: str, out: str, budget: str, seed: str) -> None:
 # ---------------------------------------------------------------------------------------- the judge
 
 
-def fold(entry: Path, combine: str, x: Tensor, y: Tensor, in_test: Tensor, budget: int, seed: int):
+def fold(
+    entry: Path, combine: str, x: Tensor, y: Tensor, in_test: Tensor, budget: int, seed: int
+) -> tuple[str, dict, list[str]]:
     """What an entry's model, trained on the other images, has correct of the images in_test bool
     [N]: (its row, `evaluate.report`, `evaluate.doubts`). Raises ValueError where it fails."""
     with tempfile.TemporaryDirectory() as folder:

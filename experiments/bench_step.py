@@ -35,6 +35,7 @@ from torch import Tensor, nn
 import models
 from baselines import adp, dverge, gal, more, plain
 from experiments.compare import units_of_a_batch
+from experiments.tables import PAPER
 from support import files, options, speed
 from support.tables import duration
 from train_collab import stage2_loss
@@ -44,12 +45,18 @@ Step = Callable[[Tensor, Tensor], object]  # x [B, C, H, W], y [B]: one step of 
 STAGES = {1: stage1_loss, 2: stage2_loss}
 AT_LAYER_10 = dverge.DvergeLoss()
 AT_LAYER_10.layer = 10  # the middle of ResNet20's, whose cost is the mean of all
+HOURS = PAPER["table 1"]
 RIVALS = {  # name: module, model, each stage's (loss, does it compile), Table 1's hours to SoE's
     "plain": (plain, "ensemble", [(plain.plain_loss, True)], None),
-    "adp": (adp, "ensemble", [(adp.adp_loss, True)], 6.58 / 7.38),
-    "gal": (gal, "ensemble", [(gal.gal_loss, False)], 6.6 / 7.38),
-    "more": (more, "mixture", [(more.more_loss, True)], 7.02 / 7.38),
-    "dverge": (dverge, "ensemble", [(plain.plain_loss, True), (AT_LAYER_10, False)], 11.67 / 7.38),
+    "adp": (adp, "ensemble", [(adp.adp_loss, True)], HOURS["adp"] / HOURS["soe"]),
+    "gal": (gal, "ensemble", [(gal.gal_loss, False)], HOURS["gal"] / HOURS["soe"]),
+    "more": (more, "mixture", [(more.more_loss, True)], HOURS["more"] / HOURS["soe"]),
+    "dverge": (
+        dverge,
+        "ensemble",
+        [(plain.plain_loss, True), (AT_LAYER_10, False)],
+        HOURS["dverge"] / HOURS["soe"],
+    ),
 }
 
 
