@@ -14,12 +14,14 @@ depth 2 learn the digits at eps 0.1, in five folds, of which a worker process se
 alone. All entries have the same budget: forward passes with gradients, of one expert on one image,
 counted by hooks; what is cheaper has more epochs. The rate falls to 1/10 at a half and three
 quarters of it. The weights alone come back: they are loaded into our own classes and attacked by
-PGD, AutoPGD, Square and the adaptive attack. The score is the share of the 1,797 digits that are
-correct under all of them. Entries between which the 95 % interval decides nothing are level.
+PGD, AutoPGD, Square, the adaptive attack, and the images that PGD makes against every other entry
+(*transfer*). The score is the share of the 1,797 digits that are correct under all of them. Entries
+between which the 95 % interval decides nothing are level. Beside METHOD.py come METHOD.json, the
+result, and METHOD.pt, its weights: in exercises/entries they are in the table, and attack the next.
 
 Masked gradients make attacks fail, not models strong. So the signs are listed, of which a person
-has to make sense before such an entry is ranked: gradients that are zero, a Square that is stronger
-than gradients, an AutoPGD that is weaker than PGD, anything correct at eps 1.
+has to make sense before such an entry is ranked: gradients that are zero, a Square or a transfer
+that is stronger than gradients, an AutoPGD that is weaker than PGD, anything correct at eps 1.
 """
 
 import json
@@ -99,14 +101,12 @@ def work(entry: str, images: str, out: str, budget: str, seed: str) -> None:
 # ---------------------------------------------------------------------------------------- the judge
 
 
-def fold(
-    entry: Path, combine: str, x: Tensor, y: Tensor, in_test: Tensor, budget: int, seed: int
-) -> tuple[str, dict, list[str]]:
-    """What an entry's model, trained on the other images, has correct of the images in_test bool
-    [N]: (its row, `evaluate.report`, `evaluate.doubts`). Raises ValueError where it fails."""
+def trained(entry: Path, combine: str, x: Tensor, y: Tensor, budget: int, seed: int) -> nn.Module:
+    """An entry's model, trained on x uint8 [N, C, H, W], y [N] in another process. Raises
+    ValueError where that fails."""
     with tempfile.TemporaryDirectory() as folder:
         images, weights = Path(folder) / "train.npz", Path(folder) / "weights.pt"
-        np.savez(images, x=x[~in_test].numpy(), y=y[~in_test].numpy())
+        np.savez(images, x=x.numpy(), y=y.numpy())
         words = ["exercises.capstone", "--work", entry.resolve(), images, weights, budget, seed]
         with open(Path(folder) / "errors", "w+") as errors:
             child = start_child(list(map(str, words)), folder, stderr=errors)
@@ -126,13 +126,37 @@ def fold(
             raise ValueError(f"{entry} left no weights of our networks: {last}") from None
     if not all(value.isfinite().all() for value in state.values()):
         raise ValueError(f"{entry} left weights that are NaN or infinite")
-    images, labels = x[in_test].float() / 255, y[in_test]
-    found = report(model.eval(), images, labels, attacks_at(DECIDE, model, EPS, 20, 1000))
-    return model.row, found, doubts(model, images, labels, found["table"][model.row])
+    return model.eval()
 
 
-def judge(entry: Path, folds: int, budget: int) -> dict:
-    """An entry's result: what it has correct, "0110..", of all digits of these folds, by column."""
+def other_entries(entry: Path) -> dict[str, list[nn.Module]]:
+    """The models of the entries of other names whose weights are there, one a fold."""
+    others = {}
+    for path in sorted((HERE / "entries").glob("*.pt")):
+        if path.stem != entry.stem:
+            result = json.loads(path.with_suffix(".json").read_text())
+            others[path.stem] = []
+            for state in torch.load(path, weights_only=True):
+                model = models.build(vars(settings_of(result["combine"])))
+                model.load_state_dict(state)
+                others[path.stem].append(model.eval())
+    return others
+
+
+def attacked(model: nn.Module, others: list[nn.Module], x: Tensor, y: Tensor) -> dict:
+    """`evaluate.report` of an entry's model on test images, also on those that PGD makes against
+    the others' models, and `evaluate.doubts`: x [N, C, H, W], y [N]."""
+    transfer = {}
+    if others:
+        images = [attacks_at(["pgd"], other, EPS)["pgd"](other, x, y) for other in others]
+        transfer["transfer"] = torch.stack(images)
+    found = report(model, x, y, attacks_at(DECIDE, model, EPS, 20, 1000), transfer)
+    return found | {"doubts": doubts(model, x, y, found["table"][model.row])}
+
+
+def judge(entry: Path, folds: int, budget: int) -> tuple[dict, list[dict]]:
+    """An entry's result, that is what it has correct, "0110..", of all digits of these folds, by
+    column; and its weights, a fold each."""
     digits = data.load("digits")
     x = torch.cat([digits.x_train, digits.x_test])
     y = torch.cat([digits.y_train, digits.y_test])
@@ -142,22 +166,28 @@ def judge(entry: Path, folds: int, budget: int) -> dict:
     settings_of(combine)
     if not callable(getattr(method, "loss", None)):
         raise ValueError(f"{entry} has no loss(model, x, y, settings)")
-    correct, signs = {}, []
+    correct, signs, weights, others = {}, [], [], other_entries(entry)
     for k in range(folds):
-        row, found, theirs = fold(entry, combine, x, y, part == k, budget, seed=k)
+        test = part == k
+        model = trained(entry, combine, x[~test], y[~test], budget, seed=k)
+        weights.append(model.state_dict())
+        images = x[test].float() / 255
+        found = attacked(model, [of[k] for of in others.values()], images, y[test])
         for column, bits in found["correct"].items():
             correct[column] = correct.get(column, "") + bits
-        signs += [f"fold {k + 1}: {sign}" for sign in theirs]
-        print(f"fold {k + 1} of {folds}: {found['table'][row]['worst']:.1f} %", flush=True)
+        signs += [f"fold {k + 1}: {sign}" for sign in found["doubts"]]
+        worst = found["table"][model.row]["worst"]
+        print(f"fold {k + 1} of {folds}: {worst:.1f} %", flush=True)
     told = {"entry": entry.stem, "combine": combine, "folds": folds, "budget": budget}
-    return told | {"versions": options.versions(), "correct": correct, "doubts": signs}
+    told |= {"others": list(others), "versions": options.versions()}
+    return told | {"correct": correct, "doubts": signs}, weights
 
 
 def table(entries: list[dict]) -> str:
     """The entries, the best first, those with signs of masked gradients last; which of them the
     first is level with."""
     entries = sorted(entries, key=lambda e: (bool(e["doubts"]), -e["correct"]["worst"].count("1")))
-    columns = ["clean", *DECIDE, "worst"]
+    columns = ["clean", *DECIDE, "transfer", "worst"]
     lines = [f"{'':22}" + "".join(f"{c:>10}" for c in columns) + "   less the first's"]
     for e in entries:
         shares = [e["correct"].get(c) for c in columns]
@@ -187,7 +217,8 @@ def main(argv: list[str] | None = None) -> None:
         out = Path(args.out) if args.out else entry.with_suffix(".json")
         if not args.quick:
             files.check_new(out, ".json", "--out")
-        result = judge(entry, *((1, BUDGET // 10) if args.quick else (FOLDS, BUDGET)))
+            files.check_new(out.with_suffix(".pt"), ".pt", "--out")
+        result, weights = judge(entry, *((1, BUDGET // 10) if args.quick else (FOLDS, BUDGET)))
         for sign in result["doubts"]:
             print(f"Doubtful, {sign}.")
         if args.quick:
@@ -195,10 +226,11 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{percent(worst):.1f} % under the worst attack: one fold, a tenth of the budget")
             return
         files.write(out, json.dumps(result).encode())
+        files.save_checkpoint(out.with_suffix(".pt"), weights)
         entries = (HERE / "entries").glob("*.json")
         others = [path for path in entries if path != out.resolve()]
         print(table([result, *(json.loads(path.read_text()) for path in sorted(others))]))
-        print(f"wrote {out}")
+        print(f"wrote {out} and {out.with_suffix('.pt').name}")
 
 
 if __name__ == "__main__":

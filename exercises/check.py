@@ -221,6 +221,10 @@ def keep(path: Path) -> Path:
     return folder / name
 
 
+def wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent)
+
+
 def check(number: int, work: Path) -> Judged:
     """Judges work/exNN.py and says what it found. A missing file earns nothing."""
     module, path = load(number), work / f"ex{number:02}.py"
@@ -234,15 +238,15 @@ def check(number: int, work: Path) -> Judged:
     for of, earned, why in judged:
         print(f"  {earned}/{of.points}  {of.text}")
         if why and why not in said:
-            print("       " + why.replace("\n", "\n       "))
+            for line in why.split("\n"):
+                print(wrapped(line, "       "))
         said.add(why)
     if printed.strip():
         print("\n           ".join(["  printed:", *printed.strip().split("\n")[-10:]]))
     total = sum(earned for _, earned, _ in judged)
     names = mistakes(number, mine, judged)
     for name in names:
-        told = f"This is what comes out with: {name}. {module.MISTAKES[name]}"
-        print(textwrap.fill(told, 100, initial_indent="  ", subsequent_indent="  "))
+        print(wrapped(f"This is what comes out with: {name}. {module.MISTAKES[name]}", "  "))
     foreseen = [of for of, earned, _ in judged if earned == of.points or of.test]
     if not names and len(foreseen) < len(judged) and not any(map(is_error, mine.values())):
         print(f"  Nobody has made this mistake before: kept as {keep(path)}")

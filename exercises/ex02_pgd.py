@@ -122,6 +122,8 @@ MISTAKES = {
     ".grad filled": "loss.backward() leaves gradients in the weights, and the next training step "
     "adds its own to them. torch.autograd.grad gives that of the input alone.",
     "a length for the whole batch": "In l2 the norm was taken over all images together.",
+    "no length": "In l2 the gradient is divided by its length; else a sure image hardly moves.",
+    "the l1 length": "The length is the root of the sum of squares, not the sum of magnitudes.",
 }
 
 
@@ -159,6 +161,10 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
     def l2_step(x_adv, grad, alpha):
         length = grad.flatten(1).norm(dim=1)[:, None, None, None]
         length = grad.norm() if "a length for the whole batch" in wrong else length
+        if "the l1 length" in wrong:
+            length = grad.abs().sum((1, 2, 3), keepdim=True)
+        if "no length" in wrong:
+            return x_adv + alpha * grad
         return x_adv + alpha * grad / length.clamp(min=1e-12)
 
     return {"pgd": pgd, "l2_step": l2_step}

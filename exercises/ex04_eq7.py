@@ -69,8 +69,8 @@ def distances(own: object) -> list[float]:
 
 PROBES = {
     "losses 1, 2, 3 and .2, .2, 5; sigma 1": lambda own: own.best_expert_loss(LOSSES, 1.0),
-    "the same, sigma .3": lambda own: own.best_expert_loss(LOSSES, 0.3),
-    "the same, sigma 3": lambda own: own.best_expert_loss(LOSSES, 3.0),
+    "losses 1, 2, 3 and .2, .2, 5; sigma .3": lambda own: own.best_expert_loss(LOSSES, 0.3),
+    "losses 1, 2, 3 and .2, .2, 5; sigma 3": lambda own: own.best_expert_loss(LOSSES, 3.0),
     "gradient at sigma 1": gradient(1.0),
     "gradient at sigma .3": gradient(0.3),
     "losses 1300, 1301; sigma 1": lambda own: own.best_expert_loss(
@@ -81,7 +81,7 @@ PROBES = {
     "weights of 1, 2, 3 by sigma": lambda own: torch.stack(
         [own.expert_weights(LOSSES[:, :1], float(sigma))[:, 0] for sigma in SIGMAS]
     ),
-    "distance from the bounds, M = 2 and 5": distances,
+    "distance of your own loss from the bounds, M = 2 and 5": distances,
 }
 NAMES = list(PROBES)
 
@@ -113,13 +113,14 @@ MISTAKES = {
     "the inner minus lost": "exp(l / sigma) finds the worst expert: a smooth maximum, upside down.",
     "the outer minus lost": "The value has the wrong sign: training would make it worse.",
     "a mean for the sum": "Eq. 7 has a sum; with the mean the value rises by sigma ln M and leaves "
-    "the bounds. (The gradient is right.)",
+    "the bounds.",
     "sigma lost inside": "exp(-l) instead of exp(-l / sigma).",
     "sigma lost outside": "ln without the factor sigma.",
     "overflow": "The logarithm of a sum of exponentials that are all 0: torch.logsumexp avoids it.",
     "over the batch": "The sum runs over the images (axis 1): the experts' is axis 0.",
     "the hard minimum": "min_j l_j lies within the bounds, and is not smooth: the gradient goes to "
     "one expert alone.",
+    "the cases swapped": "First comes the lower bound, min_j l_j - sigma ln M, then the upper one.",
 }
 
 
@@ -144,8 +145,12 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         inside = losses if "sigma lost inside" in wrong else losses / sigma
         return torch.softmax(inside if "the inner minus lost" in wrong else -inside, axis)
 
+    def cases(M):
+        lower, upper = cases_of_equality(M)
+        return (upper, lower) if "the cases swapped" in wrong else (lower, upper)
+
     own = {"best_expert_loss": best_expert_loss, "expert_weights": expert_weights}
-    return own | {"cases_of_equality": cases_of_equality}
+    return own | {"cases_of_equality": cases}
 
 
 def draw(axes, answers: dict, style: dict) -> None:

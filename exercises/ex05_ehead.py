@@ -114,6 +114,8 @@ MISTAKES = {
     "a bias": "With a bias the head has 130 parameters, and the paper says 128.",
     "no stop": "Where the prediction is correct, no gradient may reach the P head by max_k f_k.",
     "the product's logarithm": "That is ln(max f * g): the score is its logit, ln(p / (1 - p)).",
+    "a plain logit": "torch.logit(p) is infinite where p is rounded to 1: stay in logarithms, and "
+    "keep ln p below 0.",
 }
 
 
@@ -133,6 +135,8 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         log_score = (log_p_max + F.logsigmoid(g_logit)).clamp(max=-1e-7)
         if "the product's logarithm" in wrong:
             return log_score
+        if "a plain logit" in wrong:
+            return torch.logit(log_p_max.exp() * g_logit.sigmoid())
         return log_score - torch.log(-torch.expm1(log_score))
 
     def g_logit(e):

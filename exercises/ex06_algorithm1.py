@@ -21,8 +21,8 @@ IMPORTS = "import torch\nimport torch.nn.functional as F\nfrom torch import Tens
 REBUILD = {
     "combine": (
         "models:Collaboration",
-        "Algorithm 1, line 4, the answering expert's logits: logits [M, B, K], score [M, B] -> "
-        "[B, K].",
+        "Algorithm 1, line 4, the answering expert's logits: logits [M, B, K], score [M, B] -> [B, "
+        "K].",
     ),
     "vote": (
         "models",
@@ -84,8 +84,13 @@ MISTAKES = {
     "a softmax for the argmax": "That mixes all experts: Algorithm 1 lets one answer.",
     "the least confident": "argmin.",
     "one expert for the whole batch": "Who answers is decided for each image, not by a mean.",
+    "an expert for each pair of images": "logits[score.argmax(0)] takes B whole experts, "
+    "[B, B, K]: of the b-th only image b is wanted.",
     "a mean of logits": "The vote averages probabilities: logits of an expert that is very sure "
     "would drown the others.",
+    "a mean of log probabilities": "The mean is taken of probabilities, then the logarithm.",
+    "logits for log probabilities": "exp(logit) is no probability: log_softmax comes first.",
+    "ln M forgotten": "That is the sum of the experts' probabilities, not their mean.",
     "a majority": "The vote averages probabilities, not the experts' labels.",
     "the logarithm of a clamp": "log(clamp(mean, 1e-12)) is constant where the mean is smaller: no "
     "gradient, and a wrong loss.",
@@ -102,6 +107,8 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         if "one expert for the whole batch" in wrong:
             score = score.mean(1, keepdim=True).expand_as(score)
         score = -score if "the least confident" in wrong else score
+        if "an expert for each pair of images" in wrong:
+            return logits[score.argmax(0)]
         return logits.take_along_dim(score.argmax(0)[None, :, None], 0).squeeze(0)
 
     def vote(logits):
@@ -117,7 +124,11 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
             return p.mean(0)
         if "the logarithm of a clamp" in wrong:
             return p.mean(0).clamp(min=1e-12).log()
-        return torch.logsumexp(F.log_softmax(logits, -1), 0) - math.log(len(logits))
+        log_p = F.log_softmax(logits, -1)
+        if "a mean of log probabilities" in wrong:
+            return log_p.mean(0)
+        log_p = logits if "logits for log probabilities" in wrong else log_p
+        return torch.logsumexp(log_p, 0) - math.log(1 if "ln M forgotten" in wrong else len(logits))
 
     def top_two(logits, score):
         score = -score if "the least confident" in wrong else score

@@ -34,9 +34,9 @@ REBUILD = {
     "stage1_loss": (
         "train_submodel",
         "M times the sum of two means of sample_loss: over the clean batch x [B, C, H, W], y [B], "
-        "and over the M * B images that attack_each_expert makes of it, expert after expert. "
-        "Each of "
-        "the two is one batch for batch norm. Ends in train mode. settings.n is M; eps is above 0.",
+        "and over the M * B images that attack_each_expert makes of it, expert after expert. Each "
+        "of the two is one batch for batch norm. Ends in train mode. settings.n is M; eps is above "
+        "0.",
     )
 }
 TWIST = {
@@ -112,12 +112,12 @@ PROPERTIES = [
 MISTAKES = {
     "the attack in train mode": "Batch norm then sees the attack's images, and keeps their mean.",
     "one joined batch": "Clean and adversarial images are two batches, each with its statistics.",
-    "own attacks only": "Every expert is to learn from all experts' images, not from its own "
-    "alone.",
-    "repeat_interleave": "The images come expert after expert: 1 2 3 1 2 3, so y.repeat(M); not "
-    "1 1 "
-    "2 2 3 3.",
+    "own attacks only": "Every expert is to learn from all experts' images, not its own alone.",
+    "repeat_interleave": "The images come expert after expert: 1 2 3 1 2 3, so y.repeat(M); not 1 "
+    "1 2 2 3 3.",
     "without M": "The weights of Eq. 7 sum to 1 over experts: without M each moves 1/M as far.",
+    "M twice": "The factor is M: the means over images are not multiplied once more.",
+    "a batch for each attack": "The M * B adversarial images are one batch for batch norm.",
     "no clean half": "The clean batch is learned as well.",
     "stays in eval mode": "After the attack comes model.train(): the batches are to move the "
     "statistics, and to be normalised by their own.",
@@ -132,7 +132,7 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         x_adv = attack_each_expert(model, x, y, settings)
         model.train("stays in eval mode" not in wrong).requires_grad_(True)
         labels = y.repeat_interleave(M) if "repeat_interleave" in wrong else y.repeat(M)
-        factor = 1 if "without M" in wrong else M
+        factor = 1 if "without M" in wrong else M**2 if "M twice" in wrong else M
         if "one joined batch" in wrong:
             losses = sample_loss(model, torch.cat([x, x_adv]), torch.cat([y, labels]), settings)
             clean, adversarial = losses[: len(x)].mean(), losses[len(x) :].mean()
@@ -146,6 +146,9 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
                     p_y = torch.exp(-l_i).detach()
                     bce = F.binary_cross_entropy_with_logits(score, p_y)
                     adversarial = adversarial + (l_i.mean() + settings.lambda_ * bce) / M
+            elif "a batch for each attack" in wrong:
+                pairs = zip(x_adv.chunk(M), labels.chunk(M))
+                adversarial = sum(sample_loss(model, *p, settings).mean() for p in pairs) / M
             else:
                 adversarial = sample_loss(model, x_adv, labels, settings).mean()
         return factor * (adversarial if "no clean half" in wrong else clean + adversarial)

@@ -36,15 +36,13 @@ REBUILD = {
     "misroute_loss": (
         "attacks",
         "The lesser of expert j's margin of error and `scale` times its lead in score over the "
-        "best "
-        "other expert: above 0 where j is wrong and answers. output as above, y [B] -> [B].",
+        "best other expert: above 0 where j is wrong and answers. output as above, y [B] -> [B].",
     ),
 }
 TWIST = {
     "my_attack": "x_adv [B, C, H, W] within eps of x and in [0, 1], at which the model, a "
     "Collaboration, is wrong as often as possible. The gradient may be taken at most `passes` "
-    "times "
-    "for the whole batch; asking without a gradient costs nothing."
+    "times for the whole batch; asking without a gradient costs nothing."
 }
 
 
@@ -136,6 +134,10 @@ MISTAKES = {
     "T multiplied": "score * T instead of score / T.",
     "a softmax of sigmoids": "The scores are logits already: sigmoids lie in (0, 1), so that the "
     "softmax is nearly uniform.",
+    "probabilities before the logarithm": "-ln sum_j w_j p_y^j is infinite where all p_y are "
+    "rounded to 0: add logarithms, then logsumexp.",
+    "losses weighed": "sum_j w_j l_j is not the loss of the mixture, -ln sum_j w_j p_y^j.",
+    "scale times both": "The scale belongs to the lead alone: it makes it as large as the margin.",
     "its own lead counted": "Expert j leads over the best *other* expert.",
     "a sum for the lesser": "Both must be above 0: the sum of the two can be, where one is not.",
 }
@@ -153,6 +155,10 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         else:
             log_weights = F.log_softmax(score * T if "T multiplied" in wrong else score / T, 0)
             result = -torch.logsumexp(log_weights - losses, 0)
+            if "probabilities before the logarithm" in wrong:
+                result = -(log_weights.exp() * torch.exp(-losses)).sum(0).log()
+            if "losses weighed" in wrong:
+                result = (log_weights.exp() * losses).sum(0)
         return -result if "the sign lost" in wrong else result
 
     def misroute_loss(output, y, j, scale):
@@ -161,7 +167,7 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         others = torch.cat([score[:j], score[j + 1 :]])
         best = score if "its own lead counted" in wrong else others
         lead = scale * (score[j] - best.max(0).values)
-        margin = margin_loss(logits[j], y)
+        margin = margin_loss(logits[j], y) * (scale if "scale times both" in wrong else 1)
         both = margin + lead if "a sum for the lesser" in wrong else torch.minimum(margin, lead)
         return -both if "the sign lost" in wrong else both
 

@@ -19,7 +19,7 @@ from baselines import clean_and_attacked
 from baselines.plain import sum_of_losses
 from exercises import Property
 from models import Ensemble, ResNet
-from train_submodel import attack_each_expert
+from train_submodel import attack_each_expert, training_attack
 
 MINUTES, PAPER = 50, "Tables 1 and 3"
 TOLERANCE = 1e-4
@@ -39,11 +39,9 @@ REBUILD = {
 }
 TWIST = {
     "passes": "How many forward passes of one expert with its backward pass, to the image or to "
-    "the "
-    "weights, a batch of the training images takes; SoE has the mean of its two stages. `method` "
-    "is 'plain' (each member attacked alone), 'together', 'soe-stage1' or 'soe'; M experts, S "
-    "steps "
-    "of PGD."
+    "the weights, a batch of the training images takes; SoE has the mean of its two stages. "
+    "`method` is 'plain' (each member attacked alone), 'together', 'soe-stage1' or 'soe'; M "
+    "experts, S steps of PGD."
 }
 
 
@@ -95,6 +93,9 @@ MISTAKES = {
     "no clean half": "The clean batch is learned as well.",
     "M^2 forgotten": "In stage 1 every expert learns from every expert's attack, so that equal "
     "epochs are not equal cost.",
+    "the attack in train mode": "Batch norm then sees the attack's images, and its gradients are "
+    "of another network: clean_and_attacked takes care of it.",
+    "the stages summed": "SoE's epochs are half stage 1, half stage 2: a batch costs their mean.",
     "the attack not counted": "The steps of the attack are most of the cost.",
 }
 
@@ -102,6 +103,8 @@ MISTAKES = {
 def variant(wrong: frozenset[str]) -> dict[str, Callable]:
     def together_loss(model, x, y, settings):
         batches = clean_and_attacked(model, x, y, settings)
+        if "the attack in train mode" in wrong:
+            batches = [x, training_attack(model, x, y, settings).detach()]
         share = 1 / settings.n if "a mean over members" in wrong else 1
         if "each member attacked" in wrong:
             model.eval()
@@ -118,6 +121,7 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         attack = 0 if "the attack not counted" in wrong else M * S
         stage1 = attack + M + (M if "M^2 forgotten" in wrong else M**2)
         others = attack + 2 * M
-        return {"soe-stage1": stage1, "soe": (stage1 + others) / 2}.get(method, others)
+        stages = 1 if "the stages summed" in wrong else 2
+        return {"soe-stage1": stage1, "soe": (stage1 + others) / stages}.get(method, others)
 
     return {"together_loss": together_loss, "passes": count}

@@ -20,15 +20,11 @@ IMPORTS = "import numpy as np"
 REBUILD: dict = {}
 TWIST = {
     "difference": "How many points more `ours` has correct than `theirs`, and the standard error "
-    "of "
-    "that. Both are arrays of 0 and 1, [S, N]: S seeds, the same N images. The error's square is "
-    "the "
-    "variance of the images' mean differences over N, plus, with several seeds, the variance of "
-    "the "
-    "seeds' mean differences over S (both with n - 1).",
+    "of that. Both are arrays of 0 and 1, [S, N]: S seeds, the same N images. The error's square "
+    "is the variance of the images' mean differences over N, plus, with several seeds, the "
+    "variance of the seeds' mean differences over S (both with n - 1).",
     "verdict": "1 where 1.96 standard errors do not reach 0 and the difference is above it, -1 "
-    "where "
-    "it is below, 0 where nothing is decided.",
+    "where it is below, 0 where nothing is decided.",
 }
 
 
@@ -85,13 +81,14 @@ PROPERTIES = [
 ]
 MISTAKES = {
     "a deviation for an error": "The standard error of a mean is the deviation over the root of "
-    "how "
-    "many were averaged.",
+    "how many were averaged.",
+    "a variance for an error": "The standard error is the root of the variance of the mean.",
+    "n for n - 1": "Variances of samples are divided by n - 1: ddof=1.",
+    "images left out": "With several seeds too, the images' spread belongs into the error.",
     "seeds x images as independent": "The same image in three seeds is no three images: what is "
     "hard for one model is hard for the next.",
     "unpaired": "Both methods saw the same images: the difference is taken image by image, and "
-    "most "
-    "of the images' variance falls out of it.",
+    "most of the images' variance falls out of it.",
     "seeds left out": "With several seeds their spread belongs into the error.",
     "no interval": "A difference above 0 alone decides nothing.",
     "shares for points": "100 times too small: accuracies are in per cent.",
@@ -102,16 +99,19 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
     def differ(ours, theirs):
         d, by = ours - theirs, 1 if "shares for points" in wrong else 100
         S, N = d.shape
+        ddof = 0 if "n for n - 1" in wrong else 1
         if "seeds x images as independent" in wrong:
-            return by * d.mean(), by * (d.var(ddof=1) / d.size) ** 0.5
+            return by * d.mean(), by * (d.var(ddof=ddof) / d.size) ** 0.5
         over = (1, 1) if "a deviation for an error" in wrong else (N, S)
         if "unpaired" in wrong:
-            square = sum(of.mean(0).var(ddof=1) for of in (ours, theirs)) / over[0]
+            square = sum(of.mean(0).var(ddof=ddof) for of in (ours, theirs)) / over[0]
         else:
-            square = d.mean(0).var(ddof=1) / over[0]
+            square = d.mean(0).var(ddof=ddof) / over[0]
+        square = 0 if S > 1 and "images left out" in wrong else square
         if S > 1 and "seeds left out" not in wrong:
-            square += d.mean(1).var(ddof=1) / over[1]
-        return by * d.mean(), by * square**0.5
+            square += d.mean(1).var(ddof=ddof) / over[1]
+        root = 1 if "a variance for an error" in wrong else 0.5
+        return by * d.mean(), by * square**root
 
     def judge(difference, error):
         error = 0 if "no interval" in wrong else error

@@ -72,6 +72,7 @@ def test_an_entry_is_trained_attacked_and_ranked(tmp_path, small, capsys, refuse
     out = capsys.readouterr().out
     result = json.loads((tmp_path / "mine.json").read_text())
     assert {len(bits) for bits in result["correct"].values()} == {1797} and "\nmine  " in out
+    assert {"together", "soe"} <= set(result["others"]) and "transfer" in result["correct"]
     assert "is there already" in refused(capstone, tmp_path / "mine.py")
 
 
@@ -94,6 +95,27 @@ def test_the_masked_example_is_caught():
     entries = [json.loads(path.read_text()) for path in sorted(ENTRIES.glob("*.json"))]
     *_, last = capstone.table(entries).split("\n")
     assert last.startswith("example_masked") and last.endswith("look at its signs")
+
+
+def test_every_entry_is_attacked_by_all_the_others_and_by_itself_not():
+    names = {path.stem for path in ENTRIES.glob("*.json")}
+    for name in names:
+        others = capstone.other_entries(ENTRIES / f"{name}.py")
+        assert {name, *others} == names and {len(models) for models in others.values()} == {5}
+        result = json.loads((ENTRIES / f"{name}.json").read_text())
+        assert set(result["others"]) == others.keys()
+
+
+def test_what_one_entry_s_images_take_counts_in_another_s_worst_case(monkeypatch):
+    monkeypatch.setattr(capstone, "DECIDE", ("pgd",))
+    mine, *_ = capstone.other_entries(ENTRIES / "soe.py")["example_masked"]
+    theirs, *_ = capstone.other_entries(ENTRIES / "soe.py")["together"]
+    digits = data.load("digits")
+    x, y = digits.test_images("cpu")
+    correct = capstone.attacked(mine, [theirs], x, y)["correct"]
+    alone = capstone.attacked(mine, [], x, y)["correct"]
+    assert correct["pgd"] == alone["pgd"] and "transfer" not in alone
+    assert correct["worst"].count("1") < alone["worst"].count("1")
 
 
 def test_the_readme_shows_the_entries():

@@ -160,9 +160,12 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor, table: dict[str, float]) -> l
     found = []
     if {"pgd", "apgd"} <= set(table) and table["apgd"] > table["pgd"]:
         found.append("AutoPGD takes fewer images than PGD, with more steps")
-    gradients = [table[name] for name in table if name not in ("clean", "worst", "own", "square")]
+    gradients = [table[name] for name in table if name in ("pgd", "cw", "apgd", "adaptive")]
     if gradients and table.get("square", 100) < min(gradients):
         found.append("Square, without gradients, takes more images than any gradient attack")
+    transfer = [table[name] for name in table if name.startswith("transfer")]
+    if gradients and transfer and min(transfer) < min(gradients):
+        found.append("images made against other networks take more than any gradient attack")
     x, y = x[:250], y[:250]
     z = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(cross_entropy(model(z), y).sum(), z)

@@ -383,6 +383,17 @@ def summaries(methods: dict[str, list[dict]], columns: Iterable[str]) -> dict[st
     return {m: {c: v for c in known if (v := cells(runs, c))} for m, runs in methods.items()}
 
 
+def classes(results: list[dict]) -> dict[str, tuple]:
+    """{title: (classes, accuracy, answers)}, of each expert on each class's clean images."""
+    found = {}
+    for title, methods in group(results).items():
+        first, s = methods["soe"][0], methods["soe"][0]["settings"]
+        division = first["specialisation"]["clean"]
+        names = s.get("class_names") or [*map(str, range(s["num_classes"]))]
+        found[title] = names, division["accuracy"], division["answers"]
+    return found
+
+
 def drawn() -> dict[str, bytes]:
     """{name: PNG} of the pictures in figures/ that show results."""
     results = HERE / "results"
@@ -393,7 +404,10 @@ def drawn() -> dict[str, bytes]:
     by_eps = {float(eps): r["table"][of_model["row"]] for eps, r in of_model["eps"].items()}
     scaling = read(results / "scaling_cpu.json")["tables"]
     scaling = {axis: {int(v): of for v, of in table.items()} for axis, table in scaling.items()}
+    of_soe = [*results.glob("photos/*-soe-depth*-n3-eps0.03-*seed0.json")]
+    of_soe += results.glob("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
     return {
+        "experts_by_class.png": pictures.experts_by_class(classes(map(read, sorted(of_soe)))),
         "compare.png": pictures.methods(shown, ("clean", *attacks, "worst")),
         "attacks_by_eps.png": pictures.accuracy_by_eps(by_eps, of_model["row"]),
         "scaling.png": pictures.scaling(scaling),

@@ -78,6 +78,8 @@ class Bright(nn.Module):
         (9.0, {"pgd": 40.0, "apgd": 30.0, "square": 30.0}, []),
         (9.0, {"pgd": 40.0, "apgd": 41.0}, ["fewer images than PGD"]),
         (9.0, {"pgd": 40.0, "apgd": 30.0, "square": 29.0}, ["Square, without gradients"]),
+        (9.0, {"pgd": 40.0, "apgd": 30.0, "transfer3": 30.0}, []),
+        (9.0, {"pgd": 40.0, "apgd": 30.0, "transfer30": 29.0}, ["made against other networks"]),
         (9e5, {}, ["exactly zero on 100 %", "correct at eps 1, where any"]),
     ],
 )

@@ -57,7 +57,7 @@ def write(path: Path, content: bytes) -> None:
         ) from None
 
 
-def save_checkpoint(path: Path, checkpoint: dict) -> None:
+def save_checkpoint(path: Path, checkpoint: dict | list) -> None:
     """Tensors and plain values only. Raises SaveError; the checkpoint before survives."""
     buffer = io.BytesIO()  # torch.save to a full disk would not raise an OSError
     torch.save(checkpoint, buffer)

@@ -155,6 +155,44 @@ def methods(
     return as_png(figure)
 
 
+def experts_by_class(
+    tables: dict[str, tuple[list[str], list[list[float]], list[list[float]]]],
+) -> bytes:
+    """{title: (classes, each expert's accuracy on each class, its share of the answers there)}, in
+    percent, [M][K]: the first in numbers and shades, a frame around who answers most."""
+    figure, axes = subplots(math.ceil(len(tables) / 2), 2, figsize=(11, 2 * len(tables) / 2))
+    for axis, (title, (classes, accuracy, answers)) in zip(axes.flat, tables.items()):
+        axis.imshow(accuracy, cmap="Blues", vmin=0, vmax=150, aspect="auto")
+        for k in range(len(classes)):
+            for j, of_expert in enumerate(accuracy):
+                axis.text(k, j, f"{of_expert[k]:.0f}", ha="center", va="center", fontsize=8)
+            most = max(range(len(answers)), key=lambda j: answers[j][k])
+            axis.add_patch(Rectangle((k - 0.46, most - 0.44), 0.92, 0.88, fill=False, lw=1.5))
+        axis.set_xticks(range(len(classes)), [name[:6] for name in classes], fontsize=7)
+        axis.set_yticks(range(len(accuracy)), [f"expert {j + 1}" for j in range(len(accuracy))])
+        axis.set_title(title, fontsize=9)
+    return as_png(figure)
+
+
+def by_number(tables: dict[str, dict[str, dict[int, list[float]]]]) -> bytes:
+    """{title: {line: {M: [mean, deviation]}}}: a panel for each title."""
+    size = (3.6 * len(tables), 3.8)
+    figure, axes = subplots(1, len(tables), figsize=size, squeeze=False)
+    for axis, (title, lines) in zip(axes[0], tables.items()):
+        for i, (name, points) in enumerate(lines.items()):
+            means = [value[0] for value in points.values()]
+            spread = [value[1] if len(value) > 1 else 0 for value in points.values()]
+            style = {"fmt": f"{'os^D'[i // 2]}{'-:'[i % 2]}", "color": f"C{i // 2}", "ms": 5}
+            axis.errorbar(list(points), means, spread, **style, capsize=2, label=name)
+        axis.set(title=title, xlabel="M, the number of experts", ylim=(0, None))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=8)
+    return as_png(figure)
+
+
 def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
     """{axis: {value: {"stage 1", "predicted 1" and so on: seconds, "memory": GiB}}}:
     above the times, dashed what was predicted; below the memory."""
