@@ -162,6 +162,29 @@ class Collaboration(nn.Module):
         return self.combine(*self.all_experts(x))
 
 
+class SoftCollaboration(Collaboration):
+    """Beyond the paper: log sum_j w_j softmax(logits_j), [B, K], w = softmax(score): all answer.
+
+    The scores are divided by the temperature T: T -> 0 is Algorithm 1, T -> infinity the vote.
+    """
+
+    row = "mixture"
+
+    def __init__(self, experts: list[nn.Module], confidence: str = "ehead", T: float = 1.0):
+        super().__init__(experts, confidence)
+        self.T = T
+
+    def all_experts(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] -> (logits [M, B, K], score / T [M, B])."""
+        logits, score = super().all_experts(x, y)
+        return logits, score / self.T
+
+    def combine(self, logits: Tensor, score: Tensor) -> Tensor:
+        """logits [M, B, K], score [M, B] -> [B, K]."""
+        log_weights = F.log_softmax(score, 0)[:, :, None]  # [M, B, 1]
+        return torch.logsumexp(log_weights + F.log_softmax(logits, -1), 0)
+
+
 class Ensemble(nn.Module):
     """The vote: log of the mean of the experts' probabilities, [B, K]. Ignores the E heads."""
 
@@ -219,7 +242,7 @@ class Mixture(nn.Module):
 def build(settings: dict) -> nn.Module:
     """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes.
 
-    Raises ValueError where settings["model"] is not collaboration, ensemble or mixture.
+    Raises ValueError where settings["model"] is not collaboration, soft, ensemble or mixture.
     """
     channels, *height_width = settings["image_shape"]
     shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
@@ -228,6 +251,8 @@ def build(settings: dict) -> nn.Module:
     match settings["model"]:
         case "collaboration":
             return Collaboration(experts, settings["confidence"])
+        case "soft":
+            return SoftCollaboration(experts, "ehead", settings["temperature"])
         case "ensemble":
             return Ensemble(experts)
         case "mixture":

@@ -15,7 +15,7 @@ Cost, in units of one member's forward pass on one batch: a backward pass to the
 weights is one more, so a step of an attack costs 2 and learning a batch 3. A batch costs, with M
 members, S steps of PGD, T = 10 of DVERGE's own:
 
-    plain, -together, -jointly, adp, more   2 M S + 6 M            the attack; clean, adversarial
+    plain.., adp, more, soft-synergy        2 M S + 6 M            the attack; clean, adversarial
     gal                                     2 M S + 9 M            the second derivative: 3 M more
     soe-stage1                              2 M S + 3 (M + M^2)    all learn from M attacks
     soe                                     as soe-stage1, then 2 M S + 6 M, half of the epochs each
@@ -40,7 +40,7 @@ import infer
 import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
-from experiments import tables, train_or_resume
+from experiments import soft_synergy, tables, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 from support import files, options, pictures, speed
@@ -55,8 +55,10 @@ METHODS = {  # name: the script that trains it, and its flags
     "gal": (gal.main, []),
     "dverge": (dverge.main, []),
     "more": (more.main, []),
+    "soft-synergy": (soft_synergy.main, []),
 }
-DEFAULT = [*METHODS, "adp --optimizer sgd", "gal --optimizer sgd"]  # the others' rule for these too
+DEFAULT = [name for name in METHODS if name != "soft-synergy"]  # the paper's
+DEFAULT += ["adp --optimizer sgd", "gal --optimizer sgd"]  # the others' rule for these too
 
 
 def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -> dict[int, int]:

@@ -30,7 +30,7 @@ import infer
 from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
 from experiments.transfer_set import load_transfer
-from models import Collaboration, Ensemble, ask_experts
+from models import Collaboration, Ensemble, SoftCollaboration, ask_experts
 from support import files, options, pictures, speed
 from support.tables import percent, print_report
 
@@ -190,8 +190,13 @@ def print_referee(result: dict) -> None:
 # ----------------------------------------------------------------------------------- the command
 
 
-def part_of(model: nn.Module, part: str | None) -> nn.Module:
-    """The model, its experts' vote, or one expert alone. Raises ValueError for another part."""
+def part_of(model: nn.Module, part: str | None, T: float | None = None) -> nn.Module:
+    """The model, its experts' vote, one expert alone, or all of them weighed by their scores at
+    temperature T. Raises ValueError for another part, or where there are no E heads."""
+    if T is not None:
+        if part or not isinstance(model, Collaboration):
+            raise ValueError("--temperature is for a whole model with E heads")
+        return SoftCollaboration(model.experts, model.confidence, T)
     if part is None:
         return model
     if part == "vote":
@@ -211,6 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     what = f"of {', '.join(known)} (default: {' '.join(DECIDE)})"
     add("--attack", nargs="+", choices=known, metavar="NAME", default=DECIDE, help=what)
     add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
+    what = "T: all answer, weighed by softmax(score / T), in the place of the most confident one"
+    add("--temperature", metavar="T", type=options.positive, help=what)
     add("--images", type=count, help="at most so many test images, a fixed choice (default: 1000)")
     add("--steps", type=count, default=100, help="steps of AutoPGD, also in the adaptive attack")
     add("--restarts", type=count, default=1, help="restarts of pgd and cw")
@@ -233,7 +240,7 @@ def run(args: Namespace) -> None:
     if "WORLD_SIZE" in os.environ:
         raise ValueError("not under torchrun: evaluation runs in one process")
     device = options.pick_device(args.device)
-    model = part_of(infer.load(args.checkpoint, device), args.part)
+    model = part_of(infer.load(args.checkpoint, device), args.part, args.temperature)
     speed.gather(model)
     settings = files.load_checkpoint(args.checkpoint)["settings"]
     if args.eps is None and settings["eps"] == 0:

@@ -168,7 +168,8 @@ def on_transferred(job: Namespace, transfer: Path, results: Path) -> None:
         if kept.exists() or not (Path(job.out) / run / "metrics.json").exists():
             continue
         images = transfer / f"{dataset.name}-eps{eps}.npz"
-        common = ["--data", job.data, "--eps", eps, "--images", str(job.images)]
+        common = ["--data", job.data, "--eps", eps]
+        common += ["--images", str(min(job.images, len(dataset.x_test)))]
         common += ["--device", job.device] if job.device else []
         if not images.exists():
             surrogates = ["--surrogates", str(transfer / f"{dataset.name}-surrogates")]

@@ -12,7 +12,7 @@ import data
 import models
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
-from experiments import compare
+from experiments import compare, soft_synergy
 from experiments.fixtures import arrays, same_weights
 from support import files
 from train_collab import stage2_loss
@@ -29,6 +29,7 @@ LOSSES = {  # method: its model, where its options are, its losses stage by stag
     "gal": ("ensemble", gal, [gal.gal_loss]),
     "dverge": ("ensemble", dverge, [plain.plain_loss, dverge.DvergeLoss()]),
     "more": ("mixture", more, [more.more_loss]),
+    "soft-synergy": ("soft", soft_synergy, [soft_synergy.soft_loss]),
 }
 
 

@@ -165,8 +165,10 @@ def test_two_shards_do_every_run_once(tiny):
 
 def test_images_of_other_networks_are_made_once_for_an_eps(tiny, tmp_path, monkeypatch):
     made, attacked = [], []
+    monkeypatch.setitem(paper.SCALES, "digits", tiny._replace(images=1000))
 
     def make(words):
+        assert int(words[words.index("--images") + 1]) == 360  # there are no more
         made.append(words)
         open(words[-1], "w").close()
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import Collaboration, Mixture, ask_experts
+from models import Mixture, ask_experts
 from support import options, ranks
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
@@ -268,7 +268,7 @@ def gather(model: nn.Module) -> None:
     the batch it is in. Images under 32 x 32 are too small for that to pay: their cost is per
     operation, not per pixel. `model.forward` does both.
     """
-    if not isinstance(model, Collaboration) or len(model.experts) == 1:
+    if model.row != "collaboration" or len(model.experts) == 1:
         return
     dense = model.forward
 

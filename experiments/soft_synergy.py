@@ -1,0 +1,72 @@
+"""Beyond the paper, ours: soft synergy. All experts answer, and learn, by their scores' weights.
+
+The hard switch of Algorithm 1 hides the E heads from training's attack and gives the answer away
+to whoever attacks the switch. Here the answer is a mixture, sum_j w_j f_j with w = softmax(score /
+T), which has nothing to hide: PGD attacks all of it in training, and its loss trains P heads and E
+heads alike. T -> 0 answers as Algorithm 1 does, T -> infinity as the vote; the loss is then, at
+sigma = 1, that of an ensemble trained for its vote (`baselines.plain --jointly`).
+
+    python -m experiments.soft_synergy --eps 0.1 --n 3 --depth 2
+    python -m experiments.soft_synergy --eps 0.1 --n 3 --depth 2 --temperature 3 --balance 0
+"""
+
+from argparse import Namespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import infer
+from attacks import expert_losses
+from baselines import clean_and_attacked
+from support import options, runs
+from train_submodel import best_expert_loss, train
+
+
+def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+    """M times the mean over the batch, clean and under PGD against the mixture, of
+
+        (1 - beta) (-sigma ln sum_j w_j exp(-l_j / sigma)) + beta mean_j l_j - b H(mean w).
+
+    At sigma = 1 the first is the mixture's cross-entropy; `best_expert_loss` of l_j - sigma ln w_j.
+    The mean of the l_j lets no expert rely on the others; the entropy H of the batch's mean weights
+    keeps every expert in use. x [B, C, H, W], y [B] -> scalar.
+    """
+    beta, b, total = settings.beta, settings.balance, 0
+    for batch in clean_and_attacked(model, x, y, settings):
+        logits, score = model.all_experts(batch)
+        losses = expert_losses(logits, y)  # l_j, [M, B]
+        log_weights = F.log_softmax(score, 0)  # ln w_j, [M, B]
+        mixed = best_expert_loss(losses - settings.sigma * log_weights, settings.sigma)
+        use = log_weights.exp().mean(1)  # [M]
+        entropy = torch.special.entr(use).sum()
+        total = total + ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy
+    return settings.n * total
+
+
+def parser() -> options.Parser:
+    parser = options.training_parser(__doc__, "-m experiments.soft_synergy", options.radius_or_0)
+    add = parser.method.add_argument
+    what = "T: experts weigh softmax(score / T)"
+    add("--temperature", metavar="T", type=options.positive, default=1.0, help=what)
+    add("--sigma", type=options.positive, default=1.0, help="as in Eq. 7; 1: the mixture's loss")
+    what = "b, the weight of the entropy of the mean weights"
+    add("--balance", metavar="B", type=options.not_negative, default=1.0, help=what)
+    what = "the weight of the experts' own losses, 0 to 1"
+    add("--beta", type=options.not_negative, default=0.0, help=what)
+    return parser
+
+
+def check(settings: Namespace) -> None:
+    if settings.beta > 1:
+        raise ValueError(f"--beta {settings.beta:g} is a share: 0 to 1")
+
+
+def main(argv: list[str] | None = None) -> None:
+    with runs.start(parser(), argv, "soft-synergy", model="soft", check=check) as run:
+        train(run, 1, soft_loss)
+        run.finish(infer.pgd_report)
+
+
+if __name__ == "__main__":
+    main()
