@@ -5,7 +5,7 @@
 
 An entry is a file with
 
-    COMBINE = "vote"                        # or "collaboration", "mixture"
+    COMBINE = "vote"                        # or "collaboration", "mixture", "soft" (T = 1)
     def loss(model, x, y, settings): ...    # as everywhere: x [B, C, H, W] in [0, 1], y [B]
     LEARNING_RATE = 0.1                     # if another is wanted
 
@@ -53,11 +53,17 @@ SECONDS = 900  # of a fold, at most
 
 def settings_of(combine: str) -> Namespace:
     """Raises ValueError for another way to combine the experts."""
-    kinds = {"vote": "ensemble", "collaboration": "collaboration", "mixture": "mixture"}
+    kinds = {"vote": "ensemble"} | {name: name for name in ("collaboration", "mixture", "soft")}
     if combine not in kinds:
         raise ValueError(f"COMBINE is {combine!r}: it must be {', '.join(kinds)}")
     attack = {"eps": EPS, "alpha": EPS / 3, "steps": 10, "random_start": False}
-    how = {"sigma": 1.0, "lambda_": 1.0, "progress": 0.0, "model": kinds[combine]}
+    how = {
+        "sigma": 1.0,
+        "lambda_": 1.0,
+        "progress": 0.0,
+        "temperature": 1.0,
+        "model": kinds[combine],
+    }
     return Namespace(**SETTINGS | attack | how)
 
 

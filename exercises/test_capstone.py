@@ -107,7 +107,7 @@ def test_every_entry_is_attacked_by_all_the_others_and_by_itself_not():
 
 
 def test_what_one_entry_s_images_take_counts_in_another_s_worst_case(monkeypatch):
-    monkeypatch.setattr(capstone, "DECIDE", ("pgd",))
+    monkeypatch.setattr(capstone, "DECIDE", ("pgd", "cw"))
     mine, *_ = capstone.other_entries(ENTRIES / "soe.py")["example_masked"]
     theirs, *_ = capstone.other_entries(ENTRIES / "soe.py")["together"]
     digits = data.load("digits")
