@@ -2,11 +2,11 @@
 
     python -m exercises.handout --unit 4 --out handout4
 
-In it the functions that exercises 4 to 12 ask for are cut, and so are all twists' answers, known
-mistakes, tests, and the lecturer's notes; there is no history. The check works all the same: what
-the right functions and the mistakes answer lies in exercises/expected. Earlier units' functions are
-there, so that each unit stands alone. Solutions are public, in the project: points for what merely
-rebuilds it should be few.
+In it the functions that exercises 4 to 11 ask for are cut, and so are all twists' answers, known
+mistakes, tests, and the lecturer's notes; there is no history, and no capstone. The check works
+all the same: what the right functions and the mistakes answer lies in exercises/expected. Earlier
+units' functions are there, so that each unit stands alone. Solutions are public, in the project:
+points for what merely rebuilds it should be few.
 """
 
 import ast
@@ -25,9 +25,10 @@ KEPT = (
     *("models.py", "attacks.py", "train_submodel.py", "train_collab.py", "infer.py", "xor_demo.py"),
     *("support", "data", "baselines", "notebooks", "experiments", "exercises"),
 )
-# experiments/*.py holds whole solutions: the plain way of a step, and intervals.
+# experiments/*.py, which the capstone needs, holds whole solutions: a step, and intervals.
 LEFT_OUT = shutil.ignore_patterns(
-    "test_*", "lecturer", "*.pyc", "__pycache__", "cifar-10-*", "*.tmp"
+    *("test_*", "lecturer", "capstone.py", "entries"),
+    *("*.pyc", "__pycache__", "cifar-10-*", "*.tmp"),
 )
 
 
