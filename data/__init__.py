@@ -7,7 +7,6 @@ that scikit-learn ships: grey levels v in 0..16 as uint8 round(v * 255 / 16), in
 numpy.random.default_rng(0).permutation(1797); the first 1,437 train, the last 360 test.
 """
 
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,19 +19,11 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from data import folder
+from support import files
 
 PARTS = ("train", "test")
 FOLDER = Path(__file__).parent
 MAX_IMAGES = 1000  # of the test set, in a table
-# What numpy raises on a file that is damaged, cut short, encrypted, or something else
-UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,  # NotImplementedError is one
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass
@@ -170,26 +161,12 @@ def _cifar10() -> Data:
 
 def _from_npz(path: Path) -> Data:
     names = ("x_train", "y_train", "x_test", "y_test")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-    except UNREADABLE as error:
-        raise ValueError(
-            f"{path} is no npz file: write it with numpy.savez(FILE, {', '.join(names)})"
-        ) from error
-    with file:
-        if missing := [name for name in names if name not in file]:
-            raise ValueError(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(names)}")
-        try:
+    with files.reading(path, "npz file with " + ", ".join(names)):
+        files.check_archive(path)
+        with np.load(path, allow_pickle=False) as file:
+            if missing := [name for name in names if name not in file]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
             arrays = [file[name] for name in names]
-        except UNREADABLE as error:
-            reason = "it holds Python objects" if "pickle" in str(error) else "it is damaged"
-            raise ValueError(
-                f"{path} cannot be read, {reason}: images must be uint8, labels integers"
-            ) from error
     built_in = path.stem in ("digits", "cifar10") and path.parent != FOLDER
     return _check(path.name if built_in else path.stem, *arrays)
 

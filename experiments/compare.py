@@ -211,12 +211,15 @@ def run(args: Namespace) -> tuple[list[Path], int]:
         print(f"[{number}/{len(mine)}] {name}", flush=True)
         kept = results / f"{name}.json"
         if kept.exists():
-            found = json.loads(kept.read_text())
-            if found["command"] != command(method, flags, args):
-                raise ValueError(f"{kept} was made by {found['command']}: name another --out")
-            if found["settings"]["data_checksum"] != dataset.checksum:
+            with files.reading(kept, "result of a run"):
+                found = tables.read(kept)
+                made_by, evaluated = found["command"], found["evaluation"]
+                images = found["settings"]["data_checksum"]
+            if made_by != command(method, flags, args):
+                raise ValueError(f"{kept} was made by {made_by}: name another --out")
+            if images != dataset.checksum:
                 raise ValueError(f"{kept} is of other images: name another --out")
-            if found["evaluation"] != wanted:
+            if evaluated != wanted:
                 raise ValueError(f"{kept} was evaluated in another way: name another --results")
             print("  is there already; after a change of code name another --out")
             continue

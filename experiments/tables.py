@@ -43,7 +43,8 @@ PAPER = json.loads((HERE / "paper.json").read_text())  # its numbers
 
 def read(path: Path) -> dict:
     """What a file says; `file`: where it is, seen from this folder."""
-    found = json.loads(path.read_text())
+    with files.reading(path, "result of a run"):
+        found = json.loads(path.read_text())
     return found | {"file": os.path.relpath(path, HERE)} if isinstance(found, dict) else found
 
 

@@ -121,12 +121,16 @@ def test_surrogates_are_used_again_if_they_are_what_they_should_be(small, refuse
 @pytest.mark.parametrize(
     "argv, message",
     [
-        ("--transfer none.npz", "no transfer file"),
+        ("--transfer none.npz", "no file of experiments/transfer_set.py"),
         ("--transfer text.npz", "damaged"),
         ("--transfer cut.npz", "damaged"),
         ("--transfer set.npz --eps 0.03", "made at eps 0.1"),
         ("--transfer set.npz --images 21", "has 20 images"),
         ("--transfer other.npz", "was made for elsewhere"),
+        ("--transfer twice.npz", "indices or variants are not those of test images"),
+        ("--transfer negative.npz", "indices or variants are not those of test images"),
+        ("--transfer far.npz", "outside the ball, or are NaN"),
+        ("--transfer nan.npz", "outside the ball, or are NaN"),
         ("--attack transfer3", "needs --transfer"),
     ],
 )
@@ -137,4 +141,9 @@ def test_a_wrong_transfer_file_is_refused_in_one_line(argv, message, small, monk
     (small / "cut.npz").write_bytes(whole[: len(whole) // 2])
     content = dict(np.load(small / "set.npz"))
     np.savez("other.npz", **content | {"checksum": 1, "data": "elsewhere"})
+    indices, images = content["indices"], content["images"]
+    np.savez("twice.npz", **content | {"indices": indices[[0, *range(len(indices) - 1)]]})
+    np.savez("negative.npz", **content | {"indices": -1 - indices})
+    np.savez("far.npz", **content | {"images": np.where(images > 0.5, images - 0.3, images)})
+    np.savez("nan.npz", **content | {"images": np.where(images > 0.99, np.nan, images)})
     assert message in refused(evaluate, "run", "--device", "cpu", *argv.split())

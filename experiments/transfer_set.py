@@ -143,24 +143,27 @@ def load_transfer(
 
     Raises FileNotFoundError; ValueError where it is damaged, or of other data, shape or eps.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no transfer file {path}: experiments/transfer_set.py makes one")
-    try:
+    with files.reading(path, "file of experiments/transfer_set.py"):
+        files.check_archive(path)
         with np.load(path, allow_pickle=False) as file:
             images, indices, in_3 = (
                 torch.from_numpy(file[k]) for k in ("images", "indices", "in_3")
             )
             checksum, data_name, made_at = (file[key].item() for key in ("checksum", "data", "eps"))
-            if images.ndim != 5 or len(indices) != images.shape[1] or len(in_3) != len(images):
-                raise ValueError
-    except (*data.UNREADABLE, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged or no transfer file: make it anew") from None
+        if images.ndim != 5 or len(indices) != images.shape[1] or len(in_3) != len(images):
+            raise ValueError("its arrays do not fit each other")
     if checksum != dataset.checksum or tuple(images.shape[2:]) != dataset.image_shape:
         raise ValueError(f"{path} was made for {data_name}, not for {dataset.name}: make another")
     if any(abs(e - made_at) > 1e-9 for e in eps):
         raise ValueError(f"{path} was made at eps {made_at:g}: give --eps {made_at:g}")
     if count is not None and count > len(indices):
         raise ValueError(f"--images is {count}: {path} has {len(indices)} images")
+    known = torch.isin(indices, torch.arange(len(dataset.x_test))).all()
+    if not known or len(indices.unique()) < len(indices) or in_3.dtype != torch.bool:
+        raise ValueError(f"{path} is damaged: its indices or variants are not those of test images")
+    low, high = (dataset.x_test[indices].float() / 255 + e for e in (-made_at, made_at))
+    if not ((images >= low.clamp(0) - 1e-6) & (images <= high.clamp(max=1) + 1e-6)).all():
+        raise ValueError(f"{path} is damaged: images lie outside the ball, or are NaN")
     images, indices = images[:, :count], indices[:count]
     variants = {"transfer3": images[in_3]}
     return indices, variants | ({"transfer30": images} if len(images) == 30 else {})

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +14,33 @@ from torch import Tensor, nn
 
 class SaveError(OSError):
     """A file could not be written; the message says which, and what was kept."""
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Within it, whatever a reader raises becomes one line that names the file: FileNotFoundError
+    where there is none, else ValueError."""
+    try:
+        if not Path(path).is_file():
+            raise IsADirectoryError if Path(path).is_dir() else FileNotFoundError
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {what} {path}") from None
+    except PermissionError:
+        raise ValueError(f"{path} cannot be read: you lack the permission") from None
+    except (Exception, MemoryError) as error:
+        cause = str(error).strip().split("\n")[0][:100] or type(error).__name__
+        raise ValueError(f"{path} is damaged, or no {what}: {cause}") from None
+
+
+def check_archive(path: str | Path, most: int = 2**34) -> None:
+    """Raises an error where a checksum in a zip file is wrong (torch and numpy do not look at all
+    of them), or where its parts would be larger than `most` bytes."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > most:
+            raise ValueError(f"unpacked it would have over {most // 2**30} GiB")
+        if (part := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {part} is wrong")
 
 
 def first_free(folder: Path, name: str, *endings: str) -> Path:
@@ -72,21 +100,17 @@ def load_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     if path.is_dir():
         path = path / "model.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: name the model.pt of a run")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no checkpoint, or was cut short: name the model.pt of a run")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} holds code instead of weights and was not loaded") from None
-    except (RuntimeError, EOFError, KeyError, OSError):
-        raise ValueError(
-            f"{path} is damaged, or no checkpoint: name the model.pt of a run"
-        ) from None
-    keys = "method settings model optimizer scheduler epoch history rng".split()
-    if not isinstance(checkpoint, dict) or not set(keys) <= set(checkpoint):
-        raise ValueError(f"{path} is no checkpoint of this project: name the model.pt of a run")
+    with reading(path, "checkpoint"):
+        check_archive(path)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise ValueError("it holds code instead of weights, and was not loaded") from None
+        keys = "method settings model optimizer scheduler epoch history rng".split()
+        if not isinstance(checkpoint, dict) or not set(keys) <= set(checkpoint):
+            raise ValueError("it is not of this project; name the model.pt of a run")
+        if not all(value.isfinite().all() for value in checkpoint["model"].values()):
+            raise ValueError("it holds weights that are NaN or infinite")
     return checkpoint
 
 

@@ -23,15 +23,18 @@ class Code:
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("cut.pt", "was cut short"),
+        ("cut.pt", "is damaged, or no checkpoint: File is not a zip file"),
         ("text.pt", "no checkpoint"),
         ("gone.pt", "no checkpoint"),
         (".", "no checkpoint model.pt"),
         ("code.pt", "holds code"),
-        ("list.pt", "no checkpoint of this project"),
-        ("weights.pt", "no checkpoint of this project"),
+        ("list.pt", "is not of this project"),
+        ("weights.pt", "is not of this project"),
         ("own.npz", "damaged, or no checkpoint"),
+        ("fifo", "no checkpoint fifo"),
         ("flipped.pt", "damaged"),
+        ("bit.pt", "the checksum of"),
+        ("nan.pt", "weights that are NaN"),
         ("other.pt", "its settings describe no model of this version"),
     ],
 )
@@ -46,6 +49,12 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
     torch.save([1, 2], "list.pt")
     torch.save(files.load_checkpoint(whole)["model"], "weights.pt")
     np.savez("own.npz", **arrays())
+    os.mkfifo("fifo")
+    at = content.find(b"\0" * 64) + 300  # somewhere in the first weights
+    Path("bit.pt").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    model = files.load_checkpoint(whole)["model"]
+    model["experts.0.p_head.bias"][0] = torch.nan
+    change_checkpoint(whole, "nan.pt", model=model)
     Path("flipped.pt").write_bytes(content.replace(b"PK\1\2", b"PK\1\3"))
     change_checkpoint(whole, "other.pt", {"model": None, "n": "two"})
     assert message in refused(infer, name)
