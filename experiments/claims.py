@@ -67,16 +67,21 @@ def trained_as(settings: dict) -> str:
 
 def runs_of(result: dict) -> list[dict]:
     """The runs that a file tells of: itself, if it is compare's; if evaluate's, one at the eps of
-    training, with what compare does not measure: ready-made images, and Square's other queries."""
+    training, with what compare does not measure: ready-made images, Square's other queries, and
+    its experts' vote, or their answer at a temperature."""
     if "method" in result:
         return [result]
     found, settings, command = [], result.get("model"), result.get("command")
     for eps, of_eps in result.get("eps", {}).items():
         if float(eps) == settings["eps"]:
-            correct = {c: v for c, v in of_eps["correct"].items() if c in TRANSFER}
-            if command["queries"] != 1000 and "square" in of_eps["correct"]:
-                correct[f"square{command['queries']}"] = of_eps["correct"]["square"]
+            measured, T = of_eps["correct"], command.get("temperature")
+            correct = {c: v for c, v in measured.items() if c in TRANSFER}
+            if command["queries"] != 1000 and "square" in measured:
+                correct[f"square{command['queries']}"] = measured["square"]
+            elif command["part"] or T is not None:
+                correct = measured
             name = trained_as(settings) + (f"'s {command['part']}" if command["part"] else "")
+            name += f" at T = {T:g}" if T is not None else ""
             told = {"file": result["file"], "settings": settings, "method": name}
             found.append(told | {"correct": correct})
     return found
@@ -313,6 +318,13 @@ CLAIMS = [
         "4.2",
         "more",
         compared("soe", "soe's vote", ("square5000",)),
+    ),
+    Claim(
+        "It is better that one expert answers than that they vote: under the worst attack it keeps "
+        "more (implied)",
+        "1",
+        "more",
+        compared("soe", "soe's vote", ("worst",)),
     ),
     Claim(
         "What Square leaves is robust: no attack takes more",

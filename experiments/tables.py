@@ -330,6 +330,29 @@ def figure2(results: list[dict]) -> Rows:
     return rows
 
 
+def softened(results: list[dict]) -> Rows:
+    """SoE's experts as they are: the most confident one answers, all by their weights, or a vote;
+    each attacked itself."""
+    rows = [["", "who answers", "clean", "worst", "clean, more", "worst, more"]]
+    for place, methods in placed(results).items():
+        names = sorted(
+            (float(name.split("= ")[-1]) if "=" in name else 99 * ("vote" in name), name)
+            for name, M in methods
+            if M == 3 and (name == "soe" or name.startswith(("soe at T", "soe's vote")))
+        )
+        for _, name in names if len(names) > 1 else ():
+            row = [str(place), {"soe": "the most confident"}.get(name, name[4:].strip("s "))]
+            columns = ("clean", "worst")
+            for column in columns:
+                runs = with_column(methods, name, 3, column).values()
+                row.append(text(mean_and_deviation([share(r, column) for r in runs])))
+            for column in columns:
+                found = differences(methods, (name, 3), ("soe", 3), column)
+                row.append(signed(*interval(found[0])) if name != "soe" else "-")
+            rows.append(row)
+    return rows
+
+
 def markdown(rows: Rows) -> str:
     head, *rest = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
@@ -361,6 +384,7 @@ MAKERS = {
     "table3": table3,
     "table4": lambda results: markdown(table4(results)),
     "figure2": lambda results: markdown(figure2(results)),
+    "softened": lambda results: markdown(softened(results)),
     "figures34": lambda results: markdown(by_number(results)),
 }
 

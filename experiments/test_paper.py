@@ -105,6 +105,22 @@ def test_what_evaluate_measures_elsewhere_is_kept_apart():
     (found,) = claims.runs_of(told | {"command": command})
     assert found["method"] == "soe's vote"
     assert found["correct"] == {"transfer3": "11", "square5000": "10"}
+    (found,) = claims.runs_of(told | {"command": command | {"queries": 1000}})
+    assert found["correct"] == of_eps["correct"]
+    whole = {"queries": 1000, "part": None}
+    (found,) = claims.runs_of(told | {"command": whole})
+    assert (found["method"], found["correct"]) == ("soe", {"transfer3": "11"})
+    (found,) = claims.runs_of(told | {"command": whole | {"temperature": 0.3}})
+    assert (found["method"], found["correct"]) == ("soe at T = 0.3", of_eps["correct"])
+
+
+def test_experts_are_compared_by_who_answers():
+    methods = {"soe": (50, 10), "soe's vote": (70, 30), "soe at T = 3": (60, 20), "gal": (1, 1)}
+    found = [run(name, {"clean": c, "worst": w}) for name, (c, w) in methods.items()]
+    _, argmax, soft, vote = tables.softened(found)
+    assert argmax[1:] == ["the most confident", "50.0", "10.0", "-", "-"]
+    assert soft[1] == "at T = 3" and soft[4].startswith("+10.0 ±")
+    assert vote[1:4] == ["vote", "70.0", "30.0"] and vote[5].startswith("+20.0 ±")
 
 
 def test_every_number_of_the_paper_has_its_place_and_every_claim_too():
