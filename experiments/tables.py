@@ -15,6 +15,7 @@ import os
 import re
 import statistics
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 
 from experiments.claims import (
@@ -291,19 +292,27 @@ def signed(difference: float, half: float) -> str:
     return f"{difference:+.1f} ± {half:.1f}"
 
 
-def by_number(results: list[dict]) -> Rows:
-    """Accuracy by the number of experts, M = 1 .. 5, as in Figures 3 and 4."""
-    rows = [["", "", *(f"M = {M}" for M in range(1, 6))]]
+def by_number(results: list[dict]) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """{place: {"method, column": {M: [mean, deviation]}}}, M = 1 .. 5, as in Figures 3 and 4."""
+    found: dict[str, dict] = {}
     for place, methods in placed(results).items():
         names = {method for method, M in methods if M not in (1, 3)} if place.eps else ()
-        for column in ("square", "transfer3", "transfer30", "worst"):
-            for method in sorted(names):
-                runs = [methods.get((method, M), []) for M in range(1, 6)]
-                runs = [[r for r in of_m if column in r["correct"]] for of_m in runs]
-                if any(runs):
-                    accuracies = [[share(r, column) for r in of_m] for of_m in runs]
-                    shown = [text(mean_and_deviation(a)) if a else "-" for a in accuracies]
-                    rows.append([str(place), f"{method}, {column}", *shown])
+        for method, column in product(sorted(names), ("square", *TRANSFER, "worst")):
+            for M in range(1, 6):
+                runs = methods.get((method, M), [])
+                shares = [share(r, column) for r in runs if column in r["correct"]]
+                if shares:
+                    lines = found.setdefault(str(place), {}).setdefault(f"{method}, {column}", {})
+                    lines[M] = mean_and_deviation(shares)
+    return found
+
+
+def figures34(results: list[dict]) -> Rows:
+    rows = [["", "", *(f"M = {M}" for M in range(1, 6))]]
+    for place, lines in by_number(results).items():
+        rows += [
+            [place, name, *(text(of.get(M, [])) for M in range(1, 6))] for name, of in lines.items()
+        ]
     return rows
 
 
@@ -385,7 +394,7 @@ MAKERS = {
     "table4": lambda results: markdown(table4(results)),
     "figure2": lambda results: markdown(figure2(results)),
     "softened": lambda results: markdown(softened(results)),
-    "figures34": lambda results: markdown(by_number(results)),
+    "figures34": lambda results: markdown(figures34(results)),
 }
 
 
@@ -429,10 +438,16 @@ def drawn() -> dict[str, bytes]:
     by_eps = {float(eps): r["table"][of_model["row"]] for eps, r in of_model["eps"].items()}
     scaling = read(results / "scaling_cpu.json")["tables"]
     scaling = {axis: {int(v): of for v, of in table.items()} for axis, table in scaling.items()}
+    numbers = by_number(map(read, results.glob("compare/digits-*-depth2-*.json")))
+    numbers = {
+        place: {name: line for name, line in lines.items() if "transfer" not in name}
+        for place, lines in numbers.items()
+    }
     of_soe = [*results.glob("photos/*-soe-depth*-n3-eps0.03-*seed0.json")]
     of_soe += results.glob("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
     return {
         "experts_by_class.png": pictures.experts_by_class(classes(map(read, sorted(of_soe)))),
+        "by_number.png": pictures.by_number(numbers),
         "compare.png": pictures.methods(shown, ("clean", *attacks, "worst")),
         "attacks_by_eps.png": pictures.accuracy_by_eps(by_eps, of_model["row"]),
         "scaling.png": pictures.scaling(scaling),
