@@ -163,7 +163,7 @@ def comparison_parser() -> options.Parser:
     add, count = parser.add_argument, options.count
     what = "names of METHODS, perhaps with flags of its script (default: all, and adp, gal by SGD)"
     add("--methods", nargs="+", type=known_method, metavar="METHOD", default=DEFAULT, help=what)
-    add("--depth", type=int, nargs="+", default=[20], help="depths of each ResNet")
+    add("--depth", type=options.depth, nargs="+", default=[20], help="depths of each ResNet")
     add("--eps", type=options.radius_or_0, nargs="+", default=[0.03], help="radii of the attack")
     add("--n", type=count, default=3, help="M, the members of each")
     add("--epochs", type=count, help="of every method (default: as in training)")

@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     what = f"of {', '.join(known)} (default: {' '.join(DECIDE)})"
     add("--attack", nargs="+", choices=known, metavar="NAME", default=DECIDE, help=what)
     add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
-    what = "T: all answer, weighed by softmax(score / T), in the place of the most confident one"
+    what = "all answer, weighed by softmax(score / T) (default: the most confident one answers)"
     add("--temperature", metavar="T", type=options.positive, help=what)
     add("--images", type=count, help="at most so many test images, a fixed choice (default: 1000)")
     add("--steps", type=count, default=100, help="steps of AutoPGD, also in the adaptive attack")

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from support import options
+
 
 class SaveError(OSError):
     """A file could not be written; the message says which, and what was kept."""
@@ -109,6 +111,7 @@ def load_checkpoint(path: str | Path) -> dict:
         keys = "method settings model optimizer scheduler epoch history rng".split()
         if not isinstance(checkpoint, dict) or not set(keys) <= set(checkpoint):
             raise ValueError("it is not of this project; name the model.pt of a run")
+        options.training_parser("", "", options.radius_or_0).check_values(checkpoint["settings"])
         if not all(value.isfinite().all() for value in checkpoint["model"].values()):
             raise ValueError("it holds weights that are NaN or infinite")
     return checkpoint

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import math
 import os
 import platform
 import sys
@@ -51,6 +50,26 @@ class Parser(argparse.ArgumentParser):
         given = {name: value for name, value in given.items() if value is not absent}
         return argparse.Namespace(**names | given), set(given)
 
+    def check_values(self, settings: dict) -> None:
+        """Raises ValueError where a setting, of a checkpoint say, is none that its flag takes."""
+        for action in self._actions:
+            value, unused = (
+                settings.get(action.dest),
+                settings.get("eps") == 0 == settings.get("alpha"),
+            )
+            if value is None or (unused and action.dest == "alpha"):  # None: the flag is not given
+                continue
+            try:
+                same = isinstance(value, bool) if action.nargs == 0 else True
+                if action.choices:
+                    same = value in action.choices
+                elif action.type:
+                    same = not isinstance(value, bool | str) and action.type(str(value)) == value
+            except (argparse.ArgumentTypeError, TypeError, ValueError):
+                same = False
+            if not same:
+                raise ValueError(f"its setting {action.dest} is {value!r:.40}, which cannot be")
+
 
 # ---------------------------------------------------------------- what an option's value may be
 
@@ -76,19 +95,28 @@ def radius_or_0(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    return number(text, "be positive", lambda v: 0 < v < math.inf)
+    return number(text, "be positive, up to a million", lambda v: 0 < v <= 1e6)
 
 
 def not_negative(text: str) -> float:
-    return number(text, "be 0 or more", lambda v: 0 <= v < math.inf)
+    return number(text, "be 0 or more, up to a million", lambda v: 0 <= v <= 1e6)
 
 
 def share(text: str) -> float:
     return number(text, "lie in (0, 1)", lambda v: 0 < v < 1)
 
 
-def count(text: str) -> int:
-    return int(number(text, "be a whole number, at least 1", lambda v: v >= 1 and v.is_integer()))
+def count(text: str, most: int = 10**9) -> int:
+    what = f"be a whole number, at least 1, at most {most:,}"
+    return int(number(text, what, lambda v: 1 <= v <= most and v.is_integer()))
+
+
+def experts(text: str) -> int:
+    return count(text, 100)
+
+
+def depth(text: str) -> int:
+    return int(number(text, "be 6n + 2, up to 1202", lambda v: 2 <= v <= 1202 and v.is_integer()))
 
 
 def seed(text: str) -> int:
@@ -121,8 +149,8 @@ def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
     add("--seed", type=seed, default=0, help=what + " (default: 0)")
     parser.method = parser.add_argument_group("the method")
     add = parser.method.add_argument
-    add("--n", type=count, default=3, help="M, the number of experts")
-    add("--depth", type=int, default=20, help="depth of each ResNet: 2, 8, 14, 20 ..")
+    add("--n", type=experts, default=3, help="M, the number of experts")
+    add("--depth", type=depth, default=20, help="depth of each ResNet: 2, 8, 14, 20 ..")
     add = parser.add_argument_group("the attack in training, PGD").add_argument
     what = "epsilon, its radius: l-infinity, pixels in [0, 1], or a fraction such as 8/255"
     add("--eps", type=eps_type, default=0.03, help=what)

@@ -189,7 +189,7 @@ def by_number(tables: dict[str, dict[str, dict[int, list[float]]]]) -> bytes:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy (%)")
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*handles, loc="outside lower center", ncols=min(4, 2 * len(tables)), fontsize=8)
     return as_png(figure)
 
 

@@ -72,6 +72,8 @@ def _set_up(
         checkpoint = _checkpoint_to_resume(settings.resume, settings.method, given - {"resume"})
         moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
         here = {"out": settings.resume, "resume": None}
+        with files.reading(Path(settings.resume) / "model.pt", "checkpoint"):
+            parser.check_values(checkpoint["settings"])
         settings = Namespace(**vars(settings) | checkpoint["settings"] | moved | here)
         dataset = data.load_as_trained(checkpoint["settings"], settings.data)
         if dataset.checksum != settings.data_checksum:

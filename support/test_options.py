@@ -36,7 +36,7 @@ BAD_FLAGS = {
     "--epochs 1": "2 stages need at least 2",
     "--seed -1": "between 0",
     "--depth 10": "nearest is 8 or 14",
-    "--depth 0": "nearest is 2",
+    "--depth 0": "it must be 6n + 2",
     "--data mnist": "digits, cifar10, a FILE.npz or a folder",
     "--device tpu": "no device 'tpu': this machine has",
     "--device hpu": "this machine has",
