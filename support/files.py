@@ -8,6 +8,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +50,48 @@ def check_archive(path: str | Path, most: int = 2**34) -> None:
             raise ValueError(f"the checksum of {part} is wrong")
 
 
+claimed: list[Path] = []  # new files that are not written yet
+
+
+def claim(path: Path) -> Path:
+    """Makes an empty file, so that no other process takes its name. Raises FileExistsError."""
+    with contextlib.suppress(PermissionError):  # then writing will say so
+        open(path, "x").close()
+        claimed.append(path)
+    return path
+
+
+def give_up_claims() -> None:
+    """Removes the files that were claimed and never written."""
+    while claimed:
+        with contextlib.suppress(OSError):
+            if (path := claimed.pop()).stat().st_size == 0:
+                path.unlink()
+
+
+def lock(folder: str | Path) -> int | None:
+    """Keeps other processes out of a run's folder until os.close of what this returns, or until
+    this process ends. Raises ValueError where another has it. Does nothing on Windows."""
+    if fcntl is None:
+        return None
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise ValueError(f"another process is working in {folder}") from None
+    except OSError:  # as on some network drives
+        pass
+    return held
+
+
+def new_file(folder: Path, name: str, *endings: str) -> Path:
+    """`first_free`, claimed."""
+    while True:
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            return claim(first_free(folder, name, *endings))
+
+
 def first_free(folder: Path, name: str, *endings: str) -> Path:
     """name in `folder`, or name-2, name-3 .. where that is taken with any of the endings; the path
     with the first of them."""
@@ -62,29 +109,33 @@ def check_writable(folder: Path) -> None:
 
 
 def check_new(path: Path, ending: str, flag: str) -> None:
-    """Raises ValueError unless `path` names a new file with this ending in an existing folder."""
-    if path.exists():
-        raise ValueError(f"{flag} {path} is there already: give another name")
+    """Claims it. Raises ValueError unless `path` names a new file with this ending in an existing
+    folder."""
     if path.suffix != ending or not path.parent.is_dir():
         what = f"the name of a new file in an existing folder, ending in {ending}"
         raise ValueError(f"{flag} {path}: give {what}")
+    try:
+        claim(path)
+    except FileExistsError:
+        raise ValueError(f"{flag} {path} is there already: give another name") from None
 
 
 def write(path: Path, content: bytes) -> None:
     """Puts a file in place whole or not at all. Raises SaveError; the old file survives."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise SaveError(
-            f"cannot save {path} ({error.strerror}): what stood there before is kept"
-        ) from None
+        if not isinstance(error, OSError):
+            raise
+        what = f"cannot save {path} ({error.strerror}): what stood there before is kept"
+        raise SaveError(what) from None
 
 
 def save_checkpoint(path: Path, checkpoint: dict | list) -> None:

@@ -40,6 +40,10 @@ class Parser(argparse.ArgumentParser):
             self.error(error)
         except KeyboardInterrupt:
             self.exit(130, "stopped\n")
+        finally:
+            from support import files  # which needs this module
+
+            files.give_up_claims()
 
     def parse_given(self, argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
         """The settings, and the names of those that were given."""

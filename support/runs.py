@@ -8,6 +8,7 @@ with runs.start(parser, argv, method="soe", model="collaboration", stages=(1, 2)
 
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -70,6 +71,7 @@ def _set_up(
     checkpoint = None
     if settings.resume is not None:
         checkpoint = _checkpoint_to_resume(settings.resume, settings.method, given - {"resume"})
+        lock = None if ranks.rank() else files.lock(settings.resume)
         moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
         here = {"out": settings.resume, "resume": None}
         with files.reading(Path(settings.resume) / "model.pt", "checkpoint"):
@@ -99,7 +101,8 @@ def _set_up(
         if getattr(settings, "submodels", None) is not None:
             files.load_weights(model, _stage1_checkpoint(settings))
         settings.out = ranks.from_rank_0(None if ranks.rank() else make_folder(settings))
-    return Run(parser, settings, dataset, model, checkpoint)
+        lock = None if ranks.rank() else files.lock(settings.out)
+    return Run(parser, settings, dataset, model, checkpoint, lock)
 
 
 class Run:
@@ -115,10 +118,11 @@ class Run:
         dataset: data.Data,
         model: nn.Module,
         checkpoint: dict | None = None,
+        lock: int | None = None,
     ):
         self.parser, self.settings, self.dataset, self.model = parser, settings, dataset, model
         self.device, self.out = next(model.parameters()).device, Path(settings.out)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.lock = checkpoint, lock
         self.history = list(checkpoint["history"]) if checkpoint else []
         self.x_train = dataset.x_train.to(self.device)  # uint8 [N, C, H, W]
         self.y_train = dataset.y_train.to(self.device)
@@ -145,6 +149,8 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        if self.lock is not None:
+            os.close(self.lock)
         how = "nothing was trained yet"
         if (self.out / "model.pt").exists():
             folder = shlex.quote(str(self.out))

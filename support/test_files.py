@@ -11,7 +11,7 @@ import torch
 
 import infer
 import train_collab
-from experiments.fixtures import SMALL, arrays, change_checkpoint, stop_training
+from experiments.fixtures import SMALL, arrays, change_checkpoint, interrupt, stop_training
 from support import files
 
 
@@ -131,6 +131,24 @@ def test_a_file_is_written_whole_or_not_at_all(call, before, tmp_path, monkeypat
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
     files.write(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_a_new_file_s_name_is_taken_at_once_and_given_back_if_nothing_is_written(tmp_path):
+    path = tmp_path / "new.png"
+    files.check_new(path, ".png", "--save")
+    with pytest.raises(ValueError, match="is there already"):
+        files.check_new(path, ".png", "--save")
+    assert files.new_file(tmp_path, "new", ".png") == tmp_path / "new-2.png"
+    files.write(path, b"content")
+    files.give_up_claims()
+    assert [p.name for p in tmp_path.iterdir()] == ["new.png"]
+
+
+def test_ctrl_c_while_saving_leaves_no_litter(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write(tmp_path / "file", b"new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_number_is_free_only_where_every_ending_is(tmp_path):

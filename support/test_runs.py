@@ -166,6 +166,20 @@ def test_runs_of_the_same_name_get_numbers(tmp_path, monkeypatch):
     assert runs.make_folder(settings) == str(Path("runs") / "digits-adp-eps0.03-n3-seed0")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="locks")
+def test_a_run_that_runs_is_not_resumed_beside_it(tmp_path, refused):
+    stop_training(tmp_path / "run")
+    held = files.lock(tmp_path / "run")
+    for flags in (["--resume", tmp_path / "run"], [*SMALL, "--out", tmp_path / "new"]):
+        if "--out" in flags:
+            (tmp_path / "new").mkdir()
+            os.close(held)
+            held = files.lock(tmp_path / "new")
+        assert "another process is working in" in refused(train_collab, *flags)
+    os.close(held)
+    train_collab.main(["--resume", str(tmp_path / "run")])
+
+
 def test_nothing_of_the_users_is_overwritten(whole, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
