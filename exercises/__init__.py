@@ -7,7 +7,8 @@ An exercise is one file, exNN_name.py, with the same parts in each:
     IMPORTS      what the student's file begins with
     PROBES       {what is tried: fn(own) -> numbers}, `own` being the student's functions
     PROPERTIES   what must hold, with its points and the probes that tell
-    MISTAKES     {its name: what is wrong}; `variant` makes the functions with some of them
+    MISTAKES     {its name: what is wrong}; `variant` makes the functions with some of them at
+                 once, `more()` is {a mistake: the functions that it spoils} of the others
     draw(axes, answers, style)    the picture, for the student's answers and for the right ones
 """
 

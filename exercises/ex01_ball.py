@@ -47,11 +47,15 @@ def random_images(seed: int) -> Tensor:
     )
 
 
-def unchanged(own: object) -> list[Tensor]:
-    x, z = random_images(2), 2 * random_images(3) - 0.5
-    own.ball(x, 0.1)(z)
-    own.l2_ball(x, z, 0.1)
-    return [x, z]
+def unchanged(of: Callable) -> Callable:
+    """x and z after a function of both."""
+
+    def probe(own: object) -> list[Tensor]:
+        x, z = random_images(2), 2 * random_images(3) - 0.5
+        of(own, x, z)
+        return [x, z]
+
+    return probe
 
 
 GREY, FAR = images([0.5, 0.5, 0.5]), images([0.45, 0.9, -0.3])
@@ -66,7 +70,8 @@ PROBES = {
         project(images([0.65, 0.5, 0.2])),
     ],
     "random images": lambda own: own.ball(random_images(0), 0.1)(2 * random_images(1) - 0.5),
-    "x and z afterwards": unchanged,
+    "x and z afterwards": unchanged(lambda own, x, z: own.ball(x, 0.1)(z)),
+    "l2: x and z afterwards": unchanged(lambda own, x, z: own.l2_ball(x, z, 0.1)),
     "l2: z = x": lambda own: own.l2_ball(GREY, GREY.clone(), 0.1),
     "l2: z inside": lambda own: own.l2_ball(GREY, images([0.5, 0.53, 0.54]), 0.1),
     "l2: z outside": lambda own: own.l2_ball(GREY, images([0.5, 0.8, 0.9]), 0.1),
@@ -85,7 +90,7 @@ PROPERTIES = [
     Property(
         "each image has an l2 ball of its own, cut to [0, 1]",
         1,
-        ["l2: near the edge of [0, 1]", "l2: random images"],
+        ["l2: near the edge of [0, 1]", "l2: random images", "l2: x and z afterwards"],
     ),
 ]
 MISTAKES = {
@@ -95,6 +100,9 @@ MISTAKES = {
     "of an attack may go on from where the one before it ended, as far as it likes.",
     "a length for the whole batch": "The norm was taken over all images together.",
     "always on the sphere": "Points inside the l2 ball were moved outwards, to its surface.",
+    "cut first": "z was cut to [0, 1] before the ball: it then moves in another direction.",
+    "a length for each channel": "The length is taken over all channels and pixels of an image.",
+    "a length for each pixel": "The length is that of the whole image's change, not of a pixel's.",
     "each pixel by eps": "That is the l-infinity ball; in l2 the length of the change counts.",
 }
 
@@ -125,3 +133,18 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         return x + moved if "not cut to [0, 1]" in wrong else (x + moved).clamp(0, 1)
 
     return {"ball": ball, "l2_ball": l2_ball}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    def by(length: Callable) -> dict[str, Callable]:
+        def l2_ball(x, z, eps):
+            share = (eps / length(z - x).clamp(min=1e-12)).clamp(max=1)
+            return (x + (z - x) * share).clamp(0, 1)
+
+        return {"l2_ball": l2_ball}
+
+    return {
+        "cut first": {"l2_ball": lambda x, z, eps: l2_ball(x, z.clamp(0, 1), eps)},
+        "a length for each channel": by(lambda d: d.norm(dim=(2, 3), keepdim=True)),
+        "a length for each pixel": by(lambda d: d.norm(dim=1, keepdim=True)),
+    }

@@ -2,7 +2,8 @@
 
 The attack on which everything rests: `steps` times, move every pixel by alpha in the direction
 that raises the loss, then back into the ball. Use `ball` and `cross_entropy` of attacks.py, and
-leave the network as it was: no gradient may be left in its weights. Then its step in l2.
+leave the network as it was: its mode, what asks for gradients, the gradients in its weights. Then
+its step in l2.
 
 In words: a sum and a mean of the batch's losses give the same step here. When would the mean hurt?
 """
@@ -28,7 +29,7 @@ TWIST = {
     "pgd": "Projected gradient descent, from x itself and without momentum: x [B, C, H, W] in "
     "[0, 1], y [B] -> the last point, like x, detached. The model maps images to logits [B, K].",
     "l2_step": "One step of length alpha along the gradient, for each image of its own: x_adv and "
-    "grad [B, C, H, W]. An image whose gradient is 0 stays where it is.",
+    "grad [B, C, H, W]. An image whose gradient is 0 stays where it is. Nothing is projected.",
 }
 
 
@@ -74,29 +75,41 @@ HOW = {"eps": 0.3, "alpha": 0.12}  # so large that gradients turn round on the w
 
 
 def left_behind(own: object) -> list[float]:
-    """Is there a gradient in the weights? Is x changed, or does it ask for a gradient?"""
-    model, x = network(linear=False), images()
-    own.pgd(model, x, Y, **HOW, steps=2)
-    grads = [w.grad is not None for w in model.parameters()]
-    return [float(any(grads)), float(not torch.equal(x, images())), float(x.requires_grad)]
+    """Is the weights' gradient another than before? Is the network in another mode, do its weights
+    ask for no gradient? Is x changed, or does it ask for one?"""
+    found = []
+    for train in (True, False):
+        model, x = network(linear=False).train(train), images()
+        weights = list(model.parameters())
+        weights[0].grad = torch.ones_like(weights[0])
+        own.pgd(model, x, Y, **HOW, steps=2)
+        kept = [w.grad is None or (w.grad == 1).all() for w in weights]
+        found += [not all(kept), weights[0].grad is None, model.training != train]
+        found += [not all(w.requires_grad for w in weights)]
+        found += [not torch.equal(x, images()), x.requires_grad]
+    return list(map(float, found))
 
 
 def attacked(linear: bool, steps: int) -> Callable:
     return lambda own: own.pgd(network(linear), images(), Y, **HOW, steps=steps)
 
 
-GRAD = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], dtype=torch.float64).view(3, 1, 1, 2)
+GRAD = torch.tensor([1.0, 2.0, 2.0, 4.0], dtype=torch.float64).view(1, 2, 1, 2)
+GRAD = torch.cat([GRAD, GRAD / 10, GRAD * 0])
+FROM = torch.linspace(-0.1, 1, 12, dtype=torch.float64).view(3, 2, 1, 2)
 PROBES = {
     "a linear network, 1 step": attacked(True, 1),
     "a linear network, 10 steps: the corner": attacked(True, 10),
     "a tanh network, 1 step": attacked(False, 1),
     "a tanh network, 2 steps": attacked(False, 2),
     "a tanh network, 7 steps": attacked(False, 7),
-    "0 if no gradient is left in the weights; x not changed; x without gradient": left_behind,
+    "0 where gradients, mode, requires_grad, and x are as before (twice)": left_behind,
     "the result asks for no gradient": lambda own: float(
         own.pgd(network(True), images(), Y, **HOW, steps=2).requires_grad
     ),
-    "l2: gradients (3, 4), (0.3, 0.4), (0, 0)": lambda own: own.l2_step(GRAD * 0, GRAD, 0.5),
+    "l2: gradients (1, 2, 2, 4), a tenth of it, 0": lambda own: own.l2_step(
+        FROM.clone(), GRAD, 0.5
+    ),
 }
 NAMES = list(PROBES)
 PROPERTIES = [
@@ -113,7 +126,7 @@ MISTAKES = {
     "alpha = eps": "Every step crosses the whole ball, so it jumps between corners.",
     "the predicted label": "Where the network errs already, its error is attacked, not the truth.",
     "always the gradient at x": "Each step needs the gradient where it stands, not where the first "
-    "one stood.",
+    "one stood, nor the sum of all so far (x.grad not set to zero, or momentum).",
     "projection at the end alone": "Each step must come back into the ball: what is outside has "
     "other gradients.",
     "random start": "This one starts from x itself.",
@@ -121,6 +134,17 @@ MISTAKES = {
     "a step short": "One step fewer than asked for.",
     ".grad filled": "loss.backward() leaves gradients in the weights, and the next training step "
     "adds its own to them. torch.autograd.grad gives that of the input alone.",
+    "a step too many": "One step more than asked for.",
+    "not detached": "The result asks for a gradient: its whole history stays in memory.",
+    "x in place": "x itself was changed: the next attack starts elsewhere.",
+    "no ball": "Nothing keeps the image near x, nor in [0, 1].",
+    "the mode changed": "The caller has put the network into a mode: it must be in it afterwards.",
+    "weights frozen": "The weights ask for no gradient afterwards: training would stop.",
+    "earlier gradients lost": "zero_grad wipes gradients that were there before.",
+    "a flat image divides by 0": "0 / 0 is NaN: an image without a gradient is to stay.",
+    "x_adv forgotten": "The step alone is returned, not the point that it leads to.",
+    "a length for each channel": "The length is taken over all channels and pixels of an image.",
+    "the sign in l2": "sign() is the step of l-infinity.",
     "a length for the whole batch": "In l2 the norm was taken over all images together.",
     "no length": "In l2 the gradient is divided by its length; else a sure image hardly moves.",
     "the l1 length": "The length is the root of the sum of squares, not the sum of magnitudes.",
@@ -168,6 +192,52 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         return x_adv + alpha * grad / length.clamp(min=1e-12)
 
     return {"pgd": pgd, "l2_step": l2_step}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    def before(change: Callable) -> dict[str, Callable]:
+        def attack(model, *rest):
+            change(model)
+            return pgd(model, *rest)
+
+        return {
+            "pgd": lambda model, x, y, eps, alpha, steps: attack(model, x, y, eps, alpha, steps)
+        }
+
+    def not_detached(model, x, y, eps, alpha, steps):
+        return pgd(model, x, y, eps, alpha, steps).requires_grad_()
+
+    def in_place(model, x, y, eps, alpha, steps):
+        return x.copy_(pgd(model, x, y, eps, alpha, steps))
+
+    def no_ball(model, x, y, eps, alpha, steps):
+        for _ in range(steps):
+            x = x.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(cross_entropy(model(x), y).sum(), x)
+            x = x.detach() + alpha * grad.sign()
+        return x
+
+    def by(length: Callable) -> dict[str, Callable]:
+        return {"l2_step": lambda x_adv, grad, alpha: x_adv + alpha * grad / length(grad)}
+
+    each = {"dim": (1, 2, 3), "keepdim": True}
+    return {
+        "a step too many": {
+            "pgd": lambda model, x, y, e, a, steps: pgd(model, x, y, e, a, steps + 1)
+        },
+        "not detached": {"pgd": not_detached},
+        "x in place": {"pgd": in_place},
+        "no ball": {"pgd": no_ball},
+        "the mode changed": before(lambda model: model.eval()),
+        "weights frozen": before(lambda model: model.requires_grad_(False)),
+        "earlier gradients lost": before(lambda model: model.zero_grad()),
+        "a flat image divides by 0": by(lambda grad: grad.norm(**each)),
+        "x_adv forgotten": {"l2_step": lambda x, grad, alpha: l2_step(x, grad, alpha) - x},
+        "a length for each channel": by(
+            lambda g: g.norm(dim=(2, 3), keepdim=True).clamp(min=1e-12)
+        ),
+        "the sign in l2": {"l2_step": lambda x_adv, grad, alpha: x_adv + alpha * grad.sign()},
+    }
 
 
 def draw(axes, answers: dict, style: dict) -> None:

@@ -43,12 +43,15 @@ SEVERAL = torch.tensor([[2.0, 1.0, 0.0], [0.0, 2.0, 1.0], [3.0, -1.0, 0.5]], dty
 Y = torch.tensor([0, 0, 1])
 
 
-def with_gradient(name: str, logits: Tensor, y: Tensor) -> Callable:
+FAR = torch.tensor([[-1e6, -3e6, -2e6]], dtype=torch.float64)
+
+
+def with_gradient(name: str, logits: Tensor, y: Tensor, **how) -> Callable:
     """The loss, and its gradient."""
 
     def probe(own: object) -> tuple[Tensor, Tensor]:
         z = logits.clone().requires_grad_()
-        values = shaped(getattr(own, name)(z, y), len(y))
+        values = shaped(getattr(own, name)(z, y, **how), len(y))
         return values, torch.autograd.grad(values.sum(), z)[0]
 
     return probe
@@ -59,10 +62,15 @@ PROBES = {
         "margin_loss", SEVERAL, Y
     ),
     "margin of (-1, -3, -5); y = 0": with_gradient("margin_loss", NEGATIVE, Y[:1]),
+    "margin of -1e6, -3e6, -2e6; y = 0": with_gradient("margin_loss", FAR, Y[:1]),
     "cw of (-1, -3, -5); y = 0": with_gradient("cw_loss", NEGATIVE, Y[:1]),
     "cw of (0, 2, 1), kappa .1; y = 0": with_gradient("cw_loss", SEVERAL[1:2], Y[:1]),
+    "cw of (0, 2, 1), kappa 1.5; y = 0": with_gradient("cw_loss", SEVERAL[1:2], Y[:1], kappa=1.5),
     "target 1 in (2, 1, 0), (0, 2, 1), (3, -1, .5)": with_gradient(
         "targeted_loss", SEVERAL, torch.tensor([1, 1, 1])
+    ),
+    "target 1 in the same, kappa 0.5": with_gradient(
+        "targeted_loss", SEVERAL, torch.tensor([1, 1, 1]), kappa=0.5
     ),
     "target 1 in (-1, -3, -5)": with_gradient("targeted_loss", NEGATIVE, torch.tensor([1])),
 }
@@ -70,13 +78,18 @@ NAMES = list(PROBES)
 PROPERTIES = [
     Property("the margin is above 0 exactly where the answer is wrong", 1, NAMES[:1]),
     Property("it sees wrong logits that are all negative", 2, NAMES[1:3]),
-    Property("past kappa there is nothing left to gain", 1, NAMES[3:4]),
-    Property("with a target it is the target that must lead", 1, NAMES[4:]),
+    Property("past kappa there is nothing left to gain", 1, NAMES[3:6]),
+    Property("with a target it is the target that must lead", 1, NAMES[6:]),
 ]
 MISTAKES = {
     "masked by 0": "With 0 in the true class's place the maximum is 0 where all wrong logits are "
     "negative: a constant, without a gradient.",
-    "the sign": "The true logit less the best wrong one: raising this makes the answer right.",
+    "the sign": "The sign is turned round: raising this helps whom it should hurt.",
+    "not cut": "kappa is the most that there is to gain: clamp(max=kappa).",
+    "kappa fixed": "kappa is an argument: 0.1 is only its default.",
+    "a finite mask": "Logits may lie below any finite number in the true class's place: -infinity.",
+    "of probabilities": "The margin is that of the logits: a softmax flattens it where it is sure.",
+    "less the cut loss": "-cw_loss cuts the wrong end: first the sign, then the cut.",
     "Carlini and Wagner's own sign": "They minimise max(z_y - max z_k, -kappa); here losses are "
     "raised, so it is min(max z_k - z_y, kappa).",
     "kappa as a floor": "clamp(min=kappa) keeps nothing but what is beyond kappa.",
@@ -105,3 +118,26 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         return (-margin_loss(logits, target)).clamp(**how)
 
     return {"margin_loss": margin_loss, "cw_loss": cw_loss, "targeted_loss": targeted}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    right = variant(frozenset())
+    margin_loss, cw_loss = right["margin_loss"], right["cw_loss"]
+
+    def masked(logits, y):
+        true = logits.gather(1, y[:, None]).squeeze(1)
+        return logits.scatter(1, y[:, None], -1e4).max(1).values - true
+
+    return {
+        "not cut": {
+            "cw_loss": lambda z, y, kappa=0.1: margin_loss(z, y),
+            "targeted_loss": lambda z, t, kappa=0.1: -margin_loss(z, t),
+        },
+        "kappa fixed": {
+            "cw_loss": lambda z, y, kappa=0.1: cw_loss(z, y),
+            "targeted_loss": lambda z, t, kappa=0.1: targeted_loss(z, t),
+        },
+        "a finite mask": {"margin_loss": masked},
+        "of probabilities": {"margin_loss": lambda z, y: margin_loss(z.softmax(1), y)},
+        "less the cut loss": {"targeted_loss": lambda z, t, kappa=0.1: -cw_loss(z, t, kappa)},
+    }

@@ -64,7 +64,7 @@ def distances(own: object) -> list[float]:
             for sigma in (0.3, 1.0):
                 smooth = float(own.best_expert_loss(losses[:, None], sigma))
                 found.append(abs(smooth - float(losses.min()) + sigma * math.log(bound)))
-    return [round(distance, 8) for distance in found]
+    return found
 
 
 PROBES = {
@@ -77,6 +77,9 @@ PROBES = {
         torch.tensor([[1300.0], [1301.0]], dtype=torch.float64), 1.0
     ),
     "weights at sigma 1": lambda own: own.expert_weights(LOSSES, 1.0),
+    "weights of losses 1300, 1301; sigma 1": lambda own: own.expert_weights(
+        torch.tensor([[1300.0], [1301.0]], dtype=torch.float64), 1.0
+    ),
     "weights at sigma .3": lambda own: own.expert_weights(LOSSES, 0.3),
     "weights of 1, 2, 3 by sigma": lambda own: torch.stack(
         [own.expert_weights(LOSSES[:, :1], float(sigma))[:, 0] for sigma in SIGMAS]
@@ -102,12 +105,17 @@ def not_finite(mine: Answers, right: Answers) -> str | None:
     return None if abs(value - 1300) < 2 else f"{NAMES[5]}: yours is {value}"
 
 
+def too_far(mine: Answers, right: Answers) -> str | None:
+    value = mine[NAMES[10]].max()
+    return None if value < 1e-9 else f"{NAMES[10]}: {value:.3g}"
+
+
 PROPERTIES = [
     Property("it lies within Eq. 7's bounds", 2, NAMES[:3], outside_the_bounds),
     Property("its gradient weighs the experts by softmax(-l / sigma)", 4, NAMES[:5]),
     Property("it is finite where no expert knows the image", 1, NAMES[5:6], not_finite),
-    Property("the weights are its gradient", 1, NAMES[6:9]),
-    Property("both bounds are reached", 2, NAMES[9:]),
+    Property("the weights are its gradient", 1, NAMES[6:10]),
+    Property("both bounds are reached", 2, NAMES[10:], too_far),
 ]
 MISTAKES = {
     "the inner minus lost": "exp(l / sigma) finds the worst expert: a smooth maximum, upside down.",
@@ -120,6 +128,15 @@ MISTAKES = {
     "over the batch": "The sum runs over the images (axis 1): the experts' is axis 0.",
     "the hard minimum": "min_j l_j lies within the bounds, and is not smooth: the gradient goes to "
     "one expert alone.",
+    "times sigma": "losses * sigma instead of losses / sigma.",
+    "the mean of the batch": "Each image has a minimum of its own: [M, B] -> [B].",
+    "detached": "No gradient arrives at the losses: something on the way was detached.",
+    "a mean by the weights": "sum_j w_j l_j, with w_j = softmax(-l / sigma), is not Eq. 7.",
+    "the mean of the losses": "That is Eq. 7 at an infinite sigma, up to a constant.",
+    "naive weights": "exp(-l / sigma) / sum is 0 / 0 where all losses are large: torch.softmax.",
+    "not normalised": "The weights of an image sum to 1.",
+    "the best alone": "The weights are those of the smooth minimum, not of the hard one.",
+    "the gap too small": "The other losses are not far enough above the least.",
     "the cases swapped": "First comes the lower bound, min_j l_j - sigma ln M, then the upper one.",
 }
 
@@ -151,6 +168,35 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
 
     own = {"best_expert_loss": best_expert_loss, "expert_weights": expert_weights}
     return own | {"cases_of_equality": cases}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    def smooth(losses, sigma):
+        return -sigma * torch.logsumexp(-losses / sigma, 0)
+
+    def naive(losses, sigma):
+        weights = (-losses / sigma).exp()
+        return weights / weights.sum(0)
+
+    def hard(losses, sigma):
+        return torch.nn.functional.one_hot(losses.argmin(0), len(losses)).T.double()
+
+    def close(M):
+        return torch.ones(M, dtype=torch.float64), torch.linspace(1, 1 + 5 * (M - 1), M).double()
+
+    return {
+        "times sigma": {"best_expert_loss": lambda l, s: -s * torch.logsumexp(-l * s, 0)},
+        "the mean of the batch": {"best_expert_loss": lambda l, s: smooth(l, s).mean()},
+        "detached": {"best_expert_loss": lambda l, s: smooth(l.detach(), s)},
+        "a mean by the weights": {
+            "best_expert_loss": lambda l, s: ((-l / s).softmax(0) * l).sum(0),
+        },
+        "the mean of the losses": {"best_expert_loss": lambda l, s: l.mean(0)},
+        "naive weights": {"expert_weights": naive},
+        "not normalised": {"expert_weights": lambda l, s: (-l / s).exp()},
+        "the best alone": {"expert_weights": hard},
+        "the gap too small": {"cases_of_equality": close},
+    }
 
 
 def draw(axes, answers: dict, style: dict) -> None:

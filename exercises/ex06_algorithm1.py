@@ -47,6 +47,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 LOGITS, SCORE = 3 * numbers(3, 4, 5), numbers(3, 4, seed=3)
 SURE = torch.tensor([[[0.0, -900.0]], [[0.0, -899.0]]], dtype=torch.float64)  # p is 0 in float64
+SURE = SURE.expand(2, 3, 2)  # three images
 BY_HAND = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 3.0]]], dtype=torch.float64)
 
 
@@ -92,10 +93,21 @@ MISTAKES = {
     "logits for log probabilities": "exp(logit) is no probability: log_softmax comes first.",
     "ln M forgotten": "That is the sum of the experts' probabilities, not their mean.",
     "a majority": "The vote averages probabilities, not the experts' labels.",
-    "the logarithm of a clamp": "log(clamp(mean, 1e-12)) is constant where the mean is smaller: no "
-    "gradient, and a wrong loss.",
+    "the logarithm of a clamp": "log(clamp(mean, 1e-12)), like log(mean + 1e-12), is constant "
+    "where the mean is smaller: no gradient, and a wrong loss.",
     "not a logarithm": "The vote returns log probabilities.",
     "over the classes": "The mean was taken over the classes' axis.",
+    "the plain logarithm": "softmax(..).mean(0).log() is -infinity where a probability is rounded "
+    "to 0: log_softmax and logsumexp keep it.",
+    "softmax over the experts": "The softmax of an expert's logits runs over the classes.",
+    "ln B for ln M": "The mean runs over the M experts: len(logits) of [M, B, K].",
+    "the likeliest class decides": "Who answers is decided by the E heads' scores, not by the P "
+    "heads.",
+    "probabilities": "The answering expert's logits are asked for.",
+    "log probabilities": "The answering expert's logits are asked for, not their log_softmax.",
+    "all vote": "Only the two most confident experts vote.",
+    "ln M for ln 2": "Two experts vote: their mean is half of the sum.",
+    "weighed votes": "Both votes weigh the same.",
     "the first two": "The two experts with the highest scores, not the first two of the list.",
 }
 
@@ -136,3 +148,31 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         return vote(logits[:2] if "the first two" in wrong else logits.take_along_dim(which, 0))
 
     return {"combine": combine, "vote": vote, "top_two": top_two}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    right = variant(frozenset())
+    combine, vote = right["combine"], right["vote"]
+
+    def chosen(logits, score):
+        values, which = score.topk(2, 0)
+        return F.log_softmax(logits.take_along_dim(which[:, :, None], 0), -1), values
+
+    def likeliest(logits, score):
+        return combine(logits, logits.softmax(-1).max(-1).values)
+
+    def weighed(logits, score):
+        log_p, values = chosen(logits, score)
+        return torch.logsumexp(log_p + F.log_softmax(values, 0)[:, :, None], 0)
+
+    return {
+        "the plain logarithm": {"vote": lambda z: z.softmax(-1).mean(0).log()},
+        "softmax over the experts": {"vote": lambda z: z.softmax(0).mean(0).log()},
+        "ln B for ln M": {"vote": lambda z: vote(z) + math.log(len(z)) - math.log(z.shape[1])},
+        "the likeliest class decides": {"combine": likeliest},
+        "probabilities": {"combine": lambda z, s: combine(z, s).softmax(-1)},
+        "log probabilities": {"combine": lambda z, s: combine(z, s).log_softmax(-1)},
+        "all vote": {"top_two": lambda z, s: vote(z)},
+        "ln M for ln 2": {"top_two": lambda z, s: top_two(z, s) + math.log(2 / len(z))},
+        "weighed votes": {"top_two": weighed},
+    }

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import cross_entropy
-from exercises import Property
+from exercises import Property, shaped
 from models import Collaboration, ResNet
-from train_submodel import attack_each_expert, sample_loss
+from train_submodel import attack_each_expert, sample_loss, training_attack
 
 MINUTES, PAPER = 50, "the main paper's Algorithm 1"
 TOLERANCE = 1e-4
@@ -34,13 +34,15 @@ REBUILD = {
     "stage1_loss": (
         "train_submodel",
         "M times the sum of two means of sample_loss: over the clean batch x [B, C, H, W], y [B], "
-        "and over the M * B images that attack_each_expert makes of it, expert after expert. Each "
-        "of the two is one batch for batch norm. Ends in train mode. settings.n is M; eps is above "
-        "0.",
+        "and over the M * B images that attack_each_expert makes of it, expert after expert. First "
+        "comes the attack, in eval mode; then, in train mode, the clean batch, and last the "
+        "adversarial one, each one batch for batch norm. Ends in train mode. settings.n is M; eps "
+        "is above 0.",
     )
 }
 TWIST = {
-    "attack_by_eps": "PGD, from x itself, with a radius for each image: eps [B], steps of eps / 3. "
+    "attack_by_eps": "PGD, from x itself, with a radius for each image: eps [B], steps of eps / 3 "
+    "times the gradient's sign. The caller has set the mode; no gradient may be left behind. "
     "x [B, C, H, W] in [0, 1] -> x_adv like x, detached."
 }
 
@@ -62,17 +64,18 @@ def attack_by_eps(
 SETTINGS = Namespace(n=3, eps=0.1, alpha=0.05, steps=2, sigma=0.5, lambda_=0.7, random_start=False)
 
 
-def batch() -> tuple[nn.Module, Tensor, Tensor]:
-    """Three small experts, six images of 8 x 8 pixels, their labels: the same every time."""
+def batch(M: int = 3) -> tuple[nn.Module, Tensor, Tensor]:
+    """M small experts, six images of 8 x 8 pixels, their labels: the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Collaboration([ResNet(2, 1, 4, 8) for _ in range(3)])
+        model = Collaboration([ResNet(2, 1, 4, 8) for _ in range(M)])
         return model, torch.rand(6, 1, 8, 8), torch.randint(4, (6,))
 
 
-def loss(own: object) -> Tensor:
-    model, x, y = batch()
-    return own.stage1_loss(model, x, y, SETTINGS)
+def loss(own: object) -> list[Tensor]:
+    """Of three experts, and of two."""
+    of = [own.stage1_loss(*batch(M), Namespace(**vars(SETTINGS) | {"n": M})) for M in (3, 2)]
+    return [shaped(value) for value in of]
 
 
 def gradients(own: object) -> list[Tensor]:
@@ -91,14 +94,23 @@ def seen_by_batch_norm(own: object) -> list[float]:
 
 def by_eps(own: object) -> Tensor:
     model, x, y = batch()
-    return own.attack_by_eps(model.eval(), x, y, torch.linspace(0, 0.2, 6), 5)
+    return shaped(own.attack_by_eps(model.eval(), x, y, torch.linspace(0, 0.2, 6), 5), *x.shape)
+
+
+def left_behind(own: object) -> list[float]:
+    """Is a gradient in the weights, does the result ask for one, is x changed?"""
+    model, x, y = batch()
+    x_adv = own.attack_by_eps(model.eval(), x, y, torch.linspace(0, 0.2, 6), 2)
+    grads = [w.grad is not None for w in model.parameters()]
+    return [float(any(grads)), float(x_adv.requires_grad), float(not torch.equal(x, batch()[1]))]
 
 
 PROBES = {
-    "the loss of three experts on six images": loss,
+    "the losses of three and of two experts on six images": loss,
     "its gradients for all weights": gradients,
     "batches that each batch norm has seen; train mode after": seen_by_batch_norm,
     "six images, eps 0 to .2, 5 steps": by_eps,
+    "0 where no gradient is in the weights, none asked for, x not changed": left_behind,
 }
 NAMES = list(PROBES)
 PROPERTIES = [
@@ -118,6 +130,18 @@ MISTAKES = {
     "without M": "The weights of Eq. 7 sum to 1 over experts: without M each moves 1/M as far.",
     "M twice": "The factor is M: the means over images are not multiplied once more.",
     "a batch for each attack": "The M * B adversarial images are one batch for batch norm.",
+    "a sum for a mean": "The losses' mean over the images is taken, not their sum.",
+    "ends in eval mode": "It must end in train mode.",
+    "the clean batch in eval mode": "Both batches are learned in train mode.",
+    "the whole model attacked": "Stage 1 attacks every expert alone: attack_each_expert.",
+    "a gradient left behind": "loss.backward() leaves gradients in the weights: "
+    "torch.autograd.grad gives that of the images alone.",
+    "the largest eps": "Each image has a radius of its own.",
+    "the mean eps": "Each image has a radius of its own.",
+    "the step of the largest eps": "An image's step is a third of its own eps.",
+    "steps of eps / steps": "The step is eps / 3.",
+    "the ball left": "After each step comes the projection onto the image's own ball.",
+    "[0, 1] left": "After each step pixels are cut to [0, 1].",
     "no clean half": "The clean batch is learned as well.",
     "stays in eval mode": "After the attack comes model.train(): the batches are to move the "
     "statistics, and to be normalised by their own.",
@@ -158,3 +182,62 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         return attack_by_eps(model, x, y, eps, steps)
 
     return {"stage1_loss": stage1_loss, "attack_by_eps": by_eps}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    def staged(
+        attack: Callable = attack_each_expert,
+        mean: Callable = Tensor.mean,
+        clean: Callable = nn.Module.train,
+        end: Callable = nn.Module.train,
+    ) -> dict[str, Callable]:
+        def stage1_loss(model, x, y, settings):
+            M = settings.n
+            model.eval().requires_grad_(False)
+            x_adv = attack(model, x, y, settings)
+            clean(model.train().requires_grad_(True))
+            first = mean(sample_loss(model, x, y, settings))
+            second = sample_loss(model.train(), x_adv, y.repeat(len(x_adv) // len(y)), settings)
+            end(model)
+            return M * (first + mean(second))
+
+        return {"stage1_loss": stage1_loss}
+
+    def moved(radius: Callable, step: Callable, project: Callable) -> dict[str, Callable]:
+        def attack_by_eps(model, x, y, eps, steps):
+            eps, x_adv = eps[:, None, None, None], x.clone()
+            for _ in range(steps):
+                x_adv.requires_grad_()
+                (grad,) = torch.autograd.grad(cross_entropy(model(x_adv), y).sum(), x_adv)
+                x_adv = x_adv.detach() + step(eps, steps) * grad.sign()
+                x_adv = project(x_adv, x - radius(eps), x + radius(eps))
+            return x_adv
+
+        return {"attack_by_eps": attack_by_eps}
+
+    def left(model, x, y, eps, steps):
+        cross_entropy(model(x), y).sum().backward()
+        return attack_by_eps(model, x, y, eps, steps)
+
+    def ball(z, low, high):
+        return z.clamp(low, high).clamp(0, 1)
+
+    def own(eps):
+        return eps
+
+    def third(eps, steps):
+        return eps / 3
+
+    return {
+        "a sum for a mean": staged(mean=Tensor.sum),
+        "ends in eval mode": staged(end=nn.Module.eval),
+        "the clean batch in eval mode": staged(clean=nn.Module.eval),
+        "the whole model attacked": staged(attack=training_attack),
+        "a gradient left behind": {"attack_by_eps": left},
+        "the largest eps": moved(lambda eps: eps.max(), lambda eps, _: eps.max() / 3, ball),
+        "the mean eps": moved(lambda eps: eps.mean(), lambda eps, _: eps.mean() / 3, ball),
+        "the step of the largest eps": moved(own, lambda eps, _: eps.max() / 3, ball),
+        "steps of eps / steps": moved(own, lambda eps, steps: eps / steps, ball),
+        "the ball left": moved(own, third, lambda z, low, high: z.clamp(0, 1)),
+        "[0, 1] left": moved(own, third, lambda z, low, high: z.clamp(low, high)),
+    }

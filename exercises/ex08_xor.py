@@ -38,6 +38,7 @@ REBUILD = {
 TWIST: dict[str, str] = {}
 FIT = ["accuracy of the vote, seeds 0 to 3", "accuracy of the collaboration, seeds 0 to 3"]
 SLOW = FIT  # not tried on mistakes
+SECONDS = 60
 
 
 def numbers(seed: int) -> Tensor:
@@ -100,6 +101,14 @@ MISTAKES = {
     "samples.",
     "g detached": "Without a gradient g cannot learn to route.",
     "the mean of both": "min_j is the best one's error, not the mean.",
+    "a sum over the batch": "The mean over the samples is asked for.",
+    "the sum of both": "The average of f_1 and f_2 is half of their sum.",
+    "the mean over both": "The weights sum to 1 already: the errors are summed by them.",
+    "a sigmoid of each": "Weights that sum to 1 come from a softmax of both.",
+    "the sign of g": "The function whose g is highest weighs most.",
+    "no cross-entropy": "The trap has two parts: the best one's error, and g's cross-entropy.",
+    "a softmax before the cross-entropy": "F.cross_entropy takes logits, and the softmax itself.",
+    "the worse one's error": "min_j, not max_j.",
     "g towards the worse": "g is to prefer the one with the least error: argmin.",
 }
 
@@ -126,6 +135,46 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
 
     own = {"vote_loss": vote_loss, "collaboration_loss": collaboration_loss}
     return own | {"trap_loss": trap_loss}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    right = variant(frozenset())
+
+    def error(f, y):
+        return (f - y[:, None]).square()
+
+    def routed(weights: Callable) -> dict[str, Callable]:
+        def loss(f, g, y):
+            return (weights(g) * error(f, y)).sum(1).mean()
+
+        return {"collaboration_loss": loss}
+
+    def trap(best: Callable, told: Callable) -> dict[str, Callable]:
+        def loss(f, g, y):
+            return best(error(f, y)).mean() + told(g, error(f, y).argmin(1))
+
+        return {"trap_loss": loss}
+
+    def least(e):
+        return e.min(1).values
+
+    def most(e):
+        return e.max(1).values
+
+    return {
+        "a sum over the batch": {
+            name: lambda f, g, y, of=of: of(f, g, y) * len(y) for name, of in right.items()
+        },
+        "the sum of both": {"vote_loss": lambda f, g, y: (f.sum(1) - y).square().mean()},
+        "the mean over both": routed(lambda g: g.softmax(1) / 2),
+        "a sigmoid of each": routed(lambda g: g.sigmoid()),
+        "the sign of g": routed(lambda g: (-g).softmax(1)),
+        "no cross-entropy": trap(least, lambda g, which: 0),
+        "a softmax before the cross-entropy": trap(
+            least, lambda g, which: F.cross_entropy(g.softmax(1), which)
+        ),
+        "the worse one's error": trap(most, F.cross_entropy),
+    }
 
 
 def draw(axes, answers: dict, style: dict) -> None:

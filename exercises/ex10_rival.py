@@ -34,14 +34,15 @@ REBUILD = {
     "together_loss": (
         "baselines.plain",
         "Every member's cross-entropy on the clean images, and on PGD against the vote of all, "
-        "summed over members: x [B, C, H, W], y [B] -> scalar.",
+        "summed over members: x [B, C, H, W], y [B] -> scalar. First comes the attack, in eval "
+        "mode; then, in train mode, the clean batch, and last the attacked one.",
     )
 }
 TWIST = {
     "passes": "How many forward passes of one expert with its backward pass, to the image or to "
-    "the weights, a batch of the training images takes; SoE has the mean of its two stages. "
-    "`method` is 'plain' (each member attacked alone), 'together', 'soe-stage1' or 'soe'; M "
-    "experts, S steps of PGD."
+    "the weights (both together count as 1), a batch of the training images takes; SoE has the "
+    "mean of its two stages. `method` is 'plain' (each member attacked alone), 'together', "
+    "'soe-stage1' or 'soe'; M experts, S steps of PGD."
 }
 
 
@@ -91,6 +92,12 @@ MISTAKES = {
     "them rely on each other.",
     "a mean over members": "The losses are summed: with the mean each moves 1/M as far.",
     "no clean half": "The clean batch is learned as well.",
+    "the mean of the two": "The losses on clean and on attacked images are summed.",
+    "the clean half twice": "The second batch is the attacked one.",
+    "one joined batch": "Clean and attacked images are two batches, each with its statistics.",
+    "forward and backward counted apart": "A forward pass with its backward pass counts as one.",
+    "SoE is stage 1": "SoE's epochs are half stage 1, half stage 2: a batch costs their mean.",
+    "one attack for all": "Each step of the attack asks all M members: M S.",
     "M^2 forgotten": "In stage 1 every expert learns from every expert's attack, so that equal "
     "epochs are not equal cost.",
     "the attack in train mode": "Batch norm then sees the attack's images, and its gradients are "
@@ -125,3 +132,27 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         return {"soe-stage1": stage1, "soe": (stage1 + others) / stages}.get(method, others)
 
     return {"together_loss": together_loss, "passes": count}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    right = variant(frozenset())["together_loss"]
+
+    def twice(model, x, y, settings):
+        clean, _ = clean_and_attacked(model, x, y, settings)
+        return sum_of_losses(model, clean, y) + sum_of_losses(model, clean, y)
+
+    def joined(model, x, y, settings):
+        batches = torch.cat(clean_and_attacked(model, x, y, settings))
+        return 2 * sum_of_losses(model, batches, y.repeat(2))
+
+    def stage1(method, M, S):
+        return passes("soe-stage1" if method == "soe" else method, M, S)
+
+    return {
+        "the mean of the two": {"together_loss": lambda *of: right(*of) / 2},
+        "the clean half twice": {"together_loss": twice},
+        "one joined batch": {"together_loss": joined},
+        "forward and backward counted apart": {"passes": lambda *of: 2 * passes(*of)},
+        "SoE is stage 1": {"passes": stage1},
+        "one attack for all": {"passes": lambda method, M, S: passes(method, M, S) - M * S + S},
+    }

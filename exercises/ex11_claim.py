@@ -66,6 +66,9 @@ PROBES = {
     "+2 +- 1, +1.9 +- 1, -3 +- 1, 0 +- 0": lambda own: [
         own.verdict(*pair) for pair in ((2.0, 1.0), (1.9, 1.0), (-3.0, 1.0), (0.0, 0.0))
     ],
+    "+1.3 +- 1, +.5 +- 1, -1.8 +- 1, 3 +- 4, .5 +- .1": lambda own: [
+        own.verdict(*pair) for pair in ((1.3, 1.0), (0.5, 1.0), (-1.8, 1.0), (3.0, 4.0), (0.5, 0.1))
+    ],
     "SoE and the ensemble trained together, depth 2, worst": judged("soe", "plain-together", 2),
     "the same under Square": judged("soe", "plain-together", 2, "square"),
     "SoE with and without stage 2, depth 8, worst": judged("soe", "soe-stage1", 8),
@@ -76,8 +79,8 @@ NAMES = list(PROBES)
 PROPERTIES = [
     Property("with one seed the images alone speak", 3, NAMES[:1]),
     Property("with several both images and seeds do", 3, NAMES[1:2]),
-    Property("a verdict needs an interval without 0", 2, NAMES[2:3]),
-    Property("so judge our own results", 5, NAMES[3:]),
+    Property("a verdict needs an interval without 0", 2, NAMES[2:4]),
+    Property("so judge our own results", 5, NAMES[4:]),
 ]
 MISTAKES = {
     "a deviation for an error": "The standard error of a mean is the deviation over the root of "
@@ -91,6 +94,14 @@ MISTAKES = {
     "most of the images' variance falls out of it.",
     "seeds left out": "With several seeds their spread belongs into the error.",
     "no interval": "A difference above 0 alone decides nothing.",
+    "one error": "One standard error is 68 % of confidence: 95 % takes 1.96.",
+    "1.645 errors": "That is 95 % on one side: both sides take 1.96.",
+    "1.96 alone": "1.96 standard errors: the error was left out.",
+    "never worse": "Where the interval lies below 0 the verdict is -1.",
+    "not over S": "The seeds' variance is divided by S: it is that of their mean.",
+    "theirs less ours": "The difference is ours less theirs.",
+    "one seed is no sample": "With one seed its spread is unknown, and is left out: not NaN.",
+    "the first seed": "All seeds count.",
     "shares for points": "100 times too small: accuracies are in per cent.",
 }
 
@@ -118,3 +129,34 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         return 0 if abs(difference) <= 1.96 * error else 1 if difference > 0 else -1
 
     return {"difference": differ, "verdict": judge}
+
+
+def more() -> dict[str, dict[str, Callable]]:
+    def errors(times: float) -> dict[str, Callable]:
+        return {"verdict": lambda d, e: 0 if abs(d) <= times * e else 1 if d > 0 else -1}
+
+    def by_parts(seeds: Callable) -> dict[str, Callable]:
+        def differ(ours, theirs):
+            d = ours - theirs
+            square = d.mean(0).var(ddof=1) / d.shape[1] + seeds(d)
+            return 100 * d.mean(), 100 * square**0.5
+
+        return {"difference": differ}
+
+    def unknown(d):
+        return d.mean(1).var(ddof=1) / len(d) if len(d) > 1 else np.nan
+
+    def turned(ours, theirs):
+        points, error = difference(ours, theirs)
+        return -points, error
+
+    return {
+        "one error": errors(1),
+        "1.645 errors": errors(1.645),
+        "1.96 alone": {"verdict": lambda d, e: 0 if abs(d) <= 1.96 else 1 if d > 0 else -1},
+        "never worse": {"verdict": lambda d, e: int(d > 1.96 * e)},
+        "not over S": by_parts(lambda d: d.mean(1).var(ddof=1) if len(d) > 1 else 0),
+        "theirs less ours": {"difference": turned},
+        "one seed is no sample": by_parts(unknown),
+        "the first seed": {"difference": lambda a, b: difference(a[:1], b[:1])},
+    }

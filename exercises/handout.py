@@ -67,7 +67,7 @@ def write_handout(unit: int, out: Path) -> None:
         }
         np.savez_compressed(out / "exercises" / "expected" / f"ex{number:02}.npz", **answers)
         twists = out / "exercises" / FILES[number].name
-        for name in (*module.TWIST, "variant"):
+        for name in (*module.TWIST, "variant", "more"):
             cut_in(twists, name, None, "", number)
         if number >= unit:
             tasks = {name: task for name, (_, task) in definitions(number).items()}
