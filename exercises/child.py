@@ -34,6 +34,8 @@ def told(error: BaseException, path: str) -> str:
     if isinstance(error, SyntaxError) and error.filename == path:
         lines = [f"line {error.lineno}: {(error.text or '').strip()}"]
     what = str(error).replace("module 'student'", "your file")
+    if "does not require grad" in what:
+        what = "no gradient arrives at the inputs: was something detached on the way?"
     return "\n".join([*lines, f"{type(error).__name__}: {what}"])
 
 
