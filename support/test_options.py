@@ -5,6 +5,8 @@ import os
 import pkgutil
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +211,19 @@ def test_every_option_that_a_text_names_exists(text):
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / text).read_text()))
     named = {"--" + name.removeprefix("--").removeprefix("no-") for name in named}
     assert len(known) > 30 and named - OTHERS <= known
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk")
+@pytest.mark.parametrize("to", ["a reader that goes", "a full disk", "nothing"])
+def test_a_run_goes_on_where_its_output_cannot_be_written(to, tmp_path):
+    content = "from support import options\nimport sys\noptions.Parser('', '')\n"
+    content += "for i in range(20_000): print(i, '±')\n"
+    content += "sys.stderr.write('it has come to its end')\n"
+    command = f"{sys.executable} -c {shlex.quote(content)} "
+    command += {"a reader that goes": "| head -1", "a full disk": "> /dev/full"}.get(to, ">&-")
+    command = f"set -o pipefail; {command}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.endswith("it has come to its end")
+    assert done.stderr.count("going on without standard output: ") == (to != "nothing")
+    assert "Traceback" not in done.stderr and done.stdout == "0 ?\n" * (to == "a reader that goes")
