@@ -27,7 +27,6 @@ members, S steps of PGD, T = 10 of DVERGE's own:
 
 import contextlib
 import json
-import os
 import statistics
 from argparse import ArgumentTypeError, Namespace
 from itertools import product
@@ -196,8 +195,6 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: Namespace) -> tuple[list[Path], int]:
     """Trains and attacks what is asked for and not there yet; returns the JSON files of all runs
     that have finished, and how many failed. Raises ValueError, OSError, SystemExit."""
-    if "WORLD_SIZE" in os.environ:
-        raise ValueError("not under torchrun: give each process its --shard instead")
     dataset = data.load(args.data)
     args.device = str(options.pick_device(args.device))
     for depth in args.depth:

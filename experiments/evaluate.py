@@ -14,7 +14,6 @@ It prints a table for each eps and writes them, with every setting, to RUN/attac
 """
 
 import json
-import os
 import statistics
 from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
@@ -237,8 +236,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: Namespace) -> None:
     """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    if "WORLD_SIZE" in os.environ:
-        raise ValueError("not under torchrun: evaluation runs in one process")
     device = options.pick_device(args.device)
     model = part_of(infer.load(args.checkpoint, device), args.part, args.temperature)
     speed.gather(model)

@@ -239,8 +239,3 @@ def test_what_it_cannot_do_is_one_line(flags, message, tmp_path, refused):
     small = [*SMALL, "--methods", "plain"]
     assert message in refused(compare, *small, *flags.split(), "--out", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-
-
-def test_it_is_not_for_torchrun(tmp_path, monkeypatch, refused):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--shard" in refused(compare, *SMALL, "--methods", "plain", "--out", tmp_path / "runs")

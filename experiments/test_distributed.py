@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import infer
+import train_collab
 from experiments.fixtures import SMALL, interrupt, train_small
 from support import files
 
@@ -161,3 +162,20 @@ def test_when_a_rank_dies_torchrun_ends_the_others(victim, tmp_path):
     _, error = running.communicate(timeout=60)  # nothing hangs
     assert running.returncode != 0 and f"rank      : {victim} " in error
     assert infer.load(out)  # what --resume starts from
+
+
+def test_ranks_with_different_settings_are_refused(tmp_path):
+    script = tmp_path / "different.py"
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_collab\n"
+        "train_collab.main([*sys.argv[1:], '--epochs', str(2 + int(os.environ['RANK']))])\n"
+    )
+    done = torchrun(script, *SMALL, "--out", tmp_path / "run")
+    ours = [line for line in done.err.splitlines() if "train_collab.py: error" in line]
+    assert len(ours) == 1 and ours[0].endswith("with different settings: epochs")
+    assert done.returncode != 0 and not (tmp_path / "run").exists()
+
+
+def test_ranks_without_torchrun_are_refused(monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "not by torchrun" in refused(train_collab, *SMALL)

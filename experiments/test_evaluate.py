@@ -1,7 +1,6 @@
 """Statements about the evaluation that must hold."""
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import nn
 import data
 import infer
 from experiments import evaluate
-from experiments.fixtures import interrupt
 from models import Ensemble
 
 
@@ -138,12 +136,3 @@ def test_what_makes_no_sense_is_refused_in_one_line(argv, message, whole, refuse
     before = sorted(whole.iterdir())
     assert message in refused(evaluate, whole, *argv.split())
     assert sorted(whole.iterdir()) == before
-
-
-def test_where_it_cannot_run_is_said_before_any_attack(whole, monkeypatch, refused):
-    monkeypatch.setattr(evaluate, "report", interrupt)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "access", lambda *_: False)
-        assert "cannot be written to" in refused(evaluate, whole)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "not under torchrun" in refused(evaluate, whole)

@@ -62,8 +62,11 @@ class Parser(argparse.ArgumentParser):
 
     @contextmanager
     def errors_in_one_line(self):
-        """Within it, bad input ends with one line and status 2, Ctrl-C with one and status 130."""
+        """Within it, bad input ends with one line and status 2, Ctrl-C with one and status 130; for
+        scripts that run in one process."""
         try:
+            if "WORLD_SIZE" in os.environ:
+                raise ValueError("not under torchrun: this runs in one process")
             yield
         except (ValueError, OSError) as error:
             self.error(error)

@@ -38,6 +38,8 @@ def start(device_name: str | None) -> None:
         return
     if device_name not in (None, "cpu", "cuda"):
         raise ValueError(f"--device is {device_name}: under torchrun it must be cuda or cpu")
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError("WORLD_SIZE is set, but not by torchrun: unset it, or start by torchrun")
     cuda = torch.cuda.is_available() and device_name != "cpu"
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     if cuda and here > torch.cuda.device_count():
@@ -48,6 +50,16 @@ def start(device_name: str | None) -> None:
     atexit.register(dist.destroy_process_group)
     if rank():
         sys.stdout = open(os.devnull, "w")
+
+
+def agree(settings: dict) -> None:
+    """Raises ValueError, in every rank, where the ranks were not given the same settings."""
+    if count() == 1:
+        return
+    of_all = [{}] * count()
+    dist.all_gather_object(of_all, settings)
+    if others := [name for name in settings if any(of[name] != settings[name] for of in of_all)]:
+        raise ValueError(f"the ranks were started with different settings: {', '.join(others)}")
 
 
 def share() -> slice:

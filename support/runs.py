@@ -46,6 +46,7 @@ def start(
     settings, given = parser.parse_given(argv)
     try:
         ranks.start(settings.device)
+        ranks.agree(vars(settings))
         settings.method, settings.model = method, model
         run = _set_up(parser, settings, given, stages, check)
         run.announce()

@@ -17,6 +17,8 @@ from PIL import Image
 import data
 import infer
 import train_collab
+import xor_demo
+from experiments import compare, evaluate, transfer_set
 from experiments.fixtures import arrays, change_checkpoint
 from support import options
 
@@ -227,3 +229,15 @@ def test_a_run_goes_on_where_its_output_cannot_be_written(to, tmp_path):
     assert done.returncode == 0 and done.stderr.endswith("it has come to its end")
     assert done.stderr.count("going on without standard output: ") == (to != "nothing")
     assert "Traceback" not in done.stderr and done.stdout == "0 ?\n" * (to == "a reader that goes")
+
+
+def test_scripts_that_run_in_one_process_are_not_for_torchrun(monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for script, *argv in (
+        (xor_demo,),
+        (infer, "run"),
+        (evaluate, "run"),
+        (compare, "--eps", "0.1"),
+        (transfer_set, "--out", "x.npz"),
+    ):
+        assert "not under torchrun" in refused(script, *argv)
