@@ -231,7 +231,7 @@ def test_equal_cost_is_more_epochs_of_a_cheaper_method():
         ("--eps 2", "out of range"),
         ("--seeds 0", "at least 1"),
         ("--depth 3", "depth is 3"),
-        ("--data none.npz", "no file none.npz"),
+        ("--data none.npz", "none.npz"),
         ("--device magic", "no device 'magic'"),
     ],
 )

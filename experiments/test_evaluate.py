@@ -1,6 +1,7 @@
 """Statements about the evaluation that must hold."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 import data
 import infer
 from experiments import evaluate
+from experiments.fixtures import interrupt
 from models import Ensemble
 
 
@@ -136,3 +138,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(argv, message, whole, refuse
     before = sorted(whole.iterdir())
     assert message in refused(evaluate, whole, *argv.split())
     assert sorted(whole.iterdir()) == before
+
+
+def test_where_it_cannot_write_is_said_before_any_attack(whole, monkeypatch, refused):
+    monkeypatch.setattr(evaluate, "report", interrupt)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "cannot be written to" in refused(evaluate, whole)

@@ -67,7 +67,7 @@ def test_a_run_that_cannot_start_is_no_result(folder, tmp_path):
             gpu_report.main(["--part", part, *flags])
         lines = sections(tmp_path / f"part{part}.jsonl")
         assert stop.value.code == 1 and all("error" in line for line in lines)
-        assert "no file none.npz" in lines[0]["said"]
+        assert "none.npz" in lines[0]["said"]
 
 
 def test_a_run_stopped_at_the_limit_is_what_part_3_resumes(folder, tmp_path, monkeypatch):
