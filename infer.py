@@ -31,11 +31,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     Runs no code from it. Raises FileNotFoundError; ValueError where it does not fit models.py.
     """
     checkpoint = files.load_checkpoint(path)
-    try:
+    with files.reading(files.in_folder(path), "checkpoint of this version"):
         model = models.build(checkpoint["settings"])
-    except (KeyError, TypeError, AttributeError, RuntimeError):
-        raise ValueError(f"{path}: its settings describe no model of this version") from None
-    files.load_weights(model, checkpoint)
+        files.load_weights(model, checkpoint)
     return model.to(device).eval()
 
 

@@ -23,10 +23,14 @@ class SaveError(OSError):
     """A file could not be written; the message says which, and what was kept."""
 
 
+class FileError(ValueError):
+    """A file is not what it should be; the message says which."""
+
+
 @contextlib.contextmanager
 def reading(path: str | Path, what: str) -> Iterator[None]:
     """Within it, whatever a reader raises becomes one line that names the file: FileNotFoundError
-    where there is none, else ValueError."""
+    where there is none, else FileError."""
     try:
         if not Path(path).is_file():
             raise IsADirectoryError if Path(path).is_dir() else FileNotFoundError
@@ -34,10 +38,10 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise FileNotFoundError(f"no {what} {path}") from None
     except PermissionError:
-        raise ValueError(f"{path} cannot be read: you lack the permission") from None
+        raise FileError(f"{path} cannot be read: you lack the permission") from None
     except (Exception, MemoryError) as error:
         cause = str(error).strip().split("\n")[0][:100] or type(error).__name__
-        raise ValueError(f"{path} is damaged, or no {what}: {cause}") from None
+        raise FileError(f"{path} is damaged, or no {what}: {cause}") from None
 
 
 def check_archive(path: str | Path, most: int = 2**34) -> None:
@@ -145,14 +149,17 @@ def save_checkpoint(path: Path, checkpoint: dict | list) -> None:
     write(path, buffer.getvalue())
 
 
+def in_folder(path: str | Path) -> Path:
+    """A run's checkpoint, where its folder is named."""
+    return Path(path, "model.pt") if Path(path).is_dir() else Path(path)
+
+
 def load_checkpoint(path: str | Path) -> dict:
     """A checkpoint's dictionary on the CPU, {method, settings, model, ...}; runs no code.
 
     `path` is the file or its run's folder. Raises FileNotFoundError or ValueError.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.pt"
+    path = in_folder(path)
     with reading(path, "checkpoint"):
         check_archive(path)
         try:
@@ -162,7 +169,11 @@ def load_checkpoint(path: str | Path) -> dict:
         keys = "method settings model optimizer scheduler epoch history rng".split()
         if not isinstance(checkpoint, dict) or not set(keys) <= set(checkpoint):
             raise ValueError("it is not of this project; name the model.pt of a run")
-        options.training_parser("", "", options.radius_or_0).check_values(checkpoint["settings"])
+        settings = checkpoint["settings"]
+        options.training_parser("", "", options.radius_or_0).check_values(settings)
+        sizes = [settings["num_classes"], *settings["image_shape"]]
+        if len(sizes) != 4 or not all(type(size) is int and 0 < size <= 10_000 for size in sizes):
+            raise ValueError(f"its settings speak of {sizes[0]} classes of images {sizes[1:]}")
         if not all(value.isfinite().all() for value in checkpoint["model"].values()):
             raise ValueError("it holds weights that are NaN or infinite")
     return checkpoint

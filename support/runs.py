@@ -75,8 +75,11 @@ def _set_up(
         lock = None if ranks.rank() else files.lock(settings.resume)
         moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
         here = {"out": settings.resume, "resume": None}
-        with files.reading(Path(settings.resume) / "model.pt", "checkpoint"):
+        with files.reading(files.in_folder(settings.resume), "checkpoint"):
             parser.check_values(checkpoint["settings"])
+            stages_done = [entry["stage"] for entry in checkpoint["history"]]
+            if stages_done != sorted(stages_done) or not set(stages_done) <= set(stages):
+                raise ValueError("its history is none")
         settings = Namespace(**vars(settings) | checkpoint["settings"] | moved | here)
         dataset = data.load_as_trained(checkpoint["settings"], settings.data)
         if dataset.checksum != settings.data_checksum:
@@ -96,8 +99,9 @@ def _set_up(
     model = models.build(vars(settings)).to(device, memory_format=torch.channels_last)
     speed.gather(model)
     if checkpoint:
-        files.load_weights(model, checkpoint)
-        files.set_rng_state(checkpoint["rng"], device)
+        with files.reading(files.in_folder(settings.out), "checkpoint"):
+            files.load_weights(model, checkpoint)
+            files.set_rng_state(checkpoint["rng"], device)
     else:
         if getattr(settings, "submodels", None) is not None:
             files.load_weights(model, _stage1_checkpoint(settings))
@@ -156,7 +160,7 @@ class Run:
         if (self.out / "model.pt").exists():
             folder = shlex.quote(str(self.out))
             how = f"to resume: {self.parser.prog} --resume {folder}"
-        if isinstance(error, FloatingPointError):
+        if isinstance(error, FloatingPointError | files.FileError):
             self.parser.error(error)
         if isinstance(error, files.SaveError):
             self.parser.error(f"{error}; make room there; {how}")
@@ -180,8 +184,11 @@ class Run:
         if not total:  # --submodels has taken its place
             return
         if 0 < done < total:
-            optimizer.load_state_dict(self.checkpoint["optimizer"])
-            scheduler.load_state_dict(self.checkpoint["scheduler"])
+            with files.reading(self.out / "model.pt", "checkpoint"):
+                optimizer.load_state_dict(self.checkpoint["optimizer"])
+                if self.checkpoint["scheduler"]["last_epoch"] != done:
+                    raise ValueError("its learning rate is that of another epoch")
+                scheduler.load_state_dict(self.checkpoint["scheduler"])
         if not done:
             self._save(optimizer, scheduler)
         quiet = not sys.stderr.isatty() or ranks.rank() > 0
