@@ -72,7 +72,6 @@ def _set_up(
     checkpoint = None
     if settings.resume is not None:
         checkpoint = _checkpoint_to_resume(settings.resume, settings.method, given - {"resume"})
-        lock = None if ranks.rank() else files.lock(settings.resume)
         moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
         here = {"out": settings.resume, "resume": None}
         with files.reading(files.in_folder(settings.resume), "checkpoint"):
@@ -106,7 +105,7 @@ def _set_up(
         if getattr(settings, "submodels", None) is not None:
             files.load_weights(model, _stage1_checkpoint(settings))
         settings.out = ranks.from_rank_0(None if ranks.rank() else make_folder(settings))
-        lock = None if ranks.rank() else files.lock(settings.out)
+    lock = None if ranks.rank() else files.lock(settings.out)
     return Run(parser, settings, dataset, model, checkpoint, lock)
 
 
