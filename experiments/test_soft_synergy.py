@@ -87,6 +87,14 @@ def test_the_loss_teaches_the_e_heads_and_the_balance_evens_them_out():
     assert unevenness(balance=10.0) < unevenness(balance=0.0) / 2
 
 
+def test_an_expert_that_is_not_used_at_all_leaves_the_gradients_finite():
+    model, x, y = batch(T=1e-4)
+    with torch.no_grad():
+        assert model.eval().all_experts(x)[1].softmax(0).mean(1).min() == 0
+    soft_loss(model, x, y, settings(eps=0, balance=1.0)).backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
 def test_a_run_keeps_its_temperature_and_shows_weights(tmp_path, capsys):
     flags = ["--temperature", "2", "--epochs", "1"]
     train_small(tmp_path / "run", *flags, script=soft_synergy)
