@@ -162,29 +162,6 @@ class Collaboration(nn.Module):
         return self.combine(*self.all_experts(x))
 
 
-class SoftCollaboration(Collaboration):
-    """Beyond the paper: log sum_j w_j softmax(logits_j), [B, K], w = softmax(score): all answer.
-
-    The scores are divided by the temperature T: T -> 0 is Algorithm 1, T -> infinity the vote.
-    """
-
-    row = "mixture"
-
-    def __init__(self, experts: list[nn.Module], confidence: str = "ehead", T: float = 1.0):
-        super().__init__(experts, confidence)
-        self.T = T
-
-    def all_experts(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [M, B, K], score / T [M, B])."""
-        logits, score = super().all_experts(x, y)
-        return logits, score / self.T
-
-    def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """logits [M, B, K], score [M, B] -> [B, K]."""
-        log_weights = F.log_softmax(score, 0)[:, :, None]  # [M, B, 1]
-        return torch.logsumexp(log_weights + F.log_softmax(logits, -1), 0)
-
-
 class Ensemble(nn.Module):
     """The vote: log of the mean of the experts' probabilities, [B, K]. Ignores the E heads."""
 
@@ -237,6 +214,29 @@ class Mixture(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.combine(*self.all_experts(x))
+
+
+class SoftCollaboration(Collaboration):
+    """Beyond the paper: log sum_j w_j softmax(logits_j), [B, K], w = softmax(score): all answer.
+
+    The scores are divided by the temperature T: T -> 0 is Algorithm 1, T -> infinity the vote.
+    """
+
+    row = "mixture"
+
+    def __init__(self, experts: list[nn.Module], confidence: str = "ehead", T: float = 1.0):
+        super().__init__(experts, confidence)
+        self.T = T
+
+    def all_experts(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] -> (logits [M, B, K], score / T [M, B])."""
+        logits, score = super().all_experts(x, y)
+        return logits, score / self.T
+
+    def combine(self, logits: Tensor, score: Tensor) -> Tensor:
+        """logits [M, B, K], score [M, B] -> [B, K]."""
+        log_weights = F.log_softmax(score, 0)[:, :, None]  # [M, B, 1]
+        return torch.logsumexp(log_weights + F.log_softmax(logits, -1), 0)
 
 
 def build(settings: dict) -> nn.Module:

@@ -38,9 +38,8 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
         losses = expert_losses(logits, y)  # l_j, [M, B]
         log_weights = F.log_softmax(score, 0)  # ln w_j, [M, B]
         mixed = best_expert_loss(losses - settings.sigma * log_weights, settings.sigma)
-        use = (
-            log_weights.exp().mean(1).clamp(min=1e-30)
-        )  # [M]; at 0 the entropy's slope is infinite
+        use = log_weights.exp().mean(1)  # [M]
+        use = use.clamp(min=1e-30)  # at 0 the entropy's slope is infinite
         entropy = torch.special.entr(use).sum()
         total = total + ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy
     return settings.n * total
