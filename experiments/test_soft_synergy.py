@@ -13,6 +13,7 @@ from experiments import evaluate, soft_synergy
 from experiments.fixtures import train_small
 from experiments.soft_synergy import soft_loss
 from models import Collaboration, Ensemble, ResNet, SoftCollaboration
+from support import speed
 from train_submodel import best_expert_loss
 
 HOW = {"n": 3, "eps": 0.1, "alpha": 0.03, "steps": 2, "random_start": False}
@@ -114,3 +115,12 @@ def test_an_soe_is_evaluated_at_a_temperature(whole, tmp_path, capsys, refused):
     evaluate.main([*flags, "--steps", "1", "--images", "20"])
     assert "mixture" in capsys.readouterr().out
     assert "E heads" in refused(evaluate, *flags, "--part", "vote")
+
+
+def test_all_its_experts_are_asked_where_a_collaboration_asks_one():
+    """speed.gather leaves it alone: it pays for images of 32 x 32 that ask for gradients."""
+    model = SoftCollaboration([ResNet(2, 1, 4, 32) for _ in range(3)], T=2.0).eval()
+    x = torch.rand(4, 1, 32, 32, requires_grad=True)
+    before = model(x)
+    speed.gather(model)
+    assert torch.equal(model(x), before)
