@@ -4,7 +4,23 @@ from argparse import Namespace
 
 from torch import Tensor, nn
 
+from support import options
 from train_submodel import training_attack
+
+
+def add_clean_weight(parser: options.Parser) -> None:
+    """--clean-weight, for a front of clean accuracy against robustness."""
+
+    def weight(text: str) -> float:
+        return options.number(text, "lie in [0, 2]", lambda w: 0 <= w <= 2)
+
+    what = "W: clean images weigh W in the loss, attacked ones 2 - W"
+    parser.method.add_argument("--clean-weight", metavar="W", type=weight, default=1.0, help=what)
+
+
+def weights(settings: Namespace) -> tuple[float, float]:
+    """(W, 2 - W), the weights of the losses on clean and on attacked images."""
+    return settings.clean_weight, 2 - settings.clean_weight
 
 
 def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> list[Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import clean_and_attacked
+from baselines import add_clean_weight, clean_and_attacked, weights
 from support import options, runs
 from train_submodel import attack_each_expert, train
 
@@ -47,18 +47,22 @@ def plain_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> T
 
 def together_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """Every member on clean images and on PGD against the vote of all."""
-    return sum(sum_of_losses(model, b, y) for b in clean_and_attacked(model, x, y, settings))
+    batches = clean_and_attacked(model, x, y, settings)
+    return sum(w * sum_of_losses(model, b, y) for w, b in zip(weights(settings), batches))
 
 
 def jointly_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """M * CE of the vote, on clean images and on PGD against it. For the M see stage1_loss."""
     batches = clean_and_attacked(model, x, y, settings)
-    return settings.n * sum(F.cross_entropy(model(batch), y) for batch in batches)
+    losses = [w * F.cross_entropy(model(b), y) for w, b in zip(weights(settings), batches)]
+    return settings.n * sum(losses)
 
 
 def check(settings: Namespace) -> None:
     if settings.together and settings.eps == 0:
         raise ValueError("--together says what is attacked: with --eps 0 nothing is")
+    if settings.clean_weight != 1 and not (settings.together or settings.jointly):
+        raise ValueError("--clean-weight goes with --together or --jointly")
 
 
 def parser() -> options.Parser:
@@ -66,6 +70,7 @@ def parser() -> options.Parser:
     add = parser.method.add_mutually_exclusive_group().add_argument
     add("--together", action="store_true", help="attack the vote, not each member alone")
     add("--jointly", action="store_true", help="and train the vote's cross-entropy")
+    add_clean_weight(parser)
     return parser
 
 

@@ -56,7 +56,8 @@ def solution(number):
         lines = source.replace("(self, ", "(").split("\n")
         parts.append("\n".join([lines[0], *(line[node.col_offset :] for line in lines[1:])]))
     imports = f"from exercises.{FILES[number].stem} import *\nimport math\nfrom torch import nn"
-    helpers = "from attacks import ball, cross_entropy, expert_losses, margin_loss"
+    helpers = "from attacks import ball, cross_entropy, expert_losses, margin_loss\n"
+    helpers += "from baselines import weights"
     return "\n\n\n".join([f"{imports}\n{helpers}", module.IMPORTS, *parts]) + "\n"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import clean_and_attacked
+from baselines import add_clean_weight, clean_and_attacked, weights
 from support import options, runs
 from train_submodel import best_expert_loss, train
 
@@ -33,7 +33,7 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
     keeps every expert in use. x [B, C, H, W], y [B] -> scalar.
     """
     beta, b, total = settings.beta, settings.balance, 0
-    for batch in clean_and_attacked(model, x, y, settings):
+    for weight, batch in zip(weights(settings), clean_and_attacked(model, x, y, settings)):
         logits, score = model.all_experts(batch)
         losses = expert_losses(logits, y)  # l_j, [M, B]
         log_weights = F.log_softmax(score, 0)  # ln w_j, [M, B]
@@ -41,7 +41,8 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
         use = log_weights.exp().mean(1)  # [M]
         use = use.clamp(min=1e-30)  # at 0 the entropy's slope is infinite
         entropy = torch.special.entr(use).sum()
-        total = total + ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy
+        loss = ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy
+        total = total + weight * loss
     return settings.n * total
 
 
@@ -55,6 +56,7 @@ def parser() -> options.Parser:
     add("--balance", metavar="B", type=options.not_negative, default=1.0, help=what)
     what = "the weight of the experts' own losses, 0 to 1"
     add("--beta", type=options.not_negative, default=0.0, help=what)
+    add_clean_weight(parser)
     return parser
 
 
