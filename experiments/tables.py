@@ -11,6 +11,7 @@ A mark names one of the functions in MAKERS and the files it reads, one JSON fil
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import statistics
@@ -316,6 +317,23 @@ def figures34(results: list[dict]) -> Rows:
     return rows
 
 
+def between(results: Iterable[dict]) -> dict[str, dict[tuple[float, float], dict[str, float]]]:
+    """{title: {(sigma, T): {"clean", "worst": mean over seeds}}}. T = 0 is the paper's method;
+    T = infinity are ensembles: trained for their vote, or (sigma = infinity) each by itself."""
+    ensembles = {"plain-jointly": (1.0, math.inf), "plain-together": (math.inf, math.inf)}
+    found: dict[str, dict] = {}
+    for title, methods in group(results).items():
+        for method, runs in methods.items():
+            name, *flags = method.split()
+            s = runs[0]["settings"]
+            where = ensembles.get(name, (s.get("sigma"), s.get("temperature", 0.0)))
+            known = name in (*ensembles, "soe", "soft-synergy")
+            if known and set(flags[::2]) <= {"--sigma", "--temperature"}:
+                of = {c: statistics.mean(cells(runs, c)[:1]) for c in ("clean", "worst")}
+                found.setdefault(title, {})[where] = of
+    return found
+
+
 def share(run: dict, column: str) -> float:
     bits = run["correct"][column]
     return 100 * bits.count("1") / len(bits)
@@ -445,7 +463,9 @@ def drawn() -> dict[str, bytes]:
     }
     of_soe = [*results.glob("photos/*-soe-depth*-n3-eps0.03-*seed0.json")]
     of_soe += results.glob("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
+    tried = [*results.glob("soft-tuning/*.json"), *results.glob("tuning/digits-val-*.json")]
     return {
+        "plane.png": pictures.between(between(map(read, tried))),
         "experts_by_class.png": pictures.experts_by_class(classes(map(read, sorted(of_soe)))),
         "by_number.png": pictures.by_number(numbers),
         "compare.png": pictures.methods(shown, ("clean", *attacks, "worst")),

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 
 import torch
 
-MOVABLE = {"data", "device", "precision", "compile", "graph"}  # may stand beside --resume
+MOVABLE = {
+    "data",
+    "device",
+    "precision",
+    "threads",
+    "compile",
+    "graph",
+}  # may stand beside --resume
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -151,6 +158,10 @@ def experts(text: str) -> int:
     return count(text, 100)
 
 
+def threads(text: str) -> int:
+    return count(text, 1024)
+
+
 def depth(text: str) -> int:
     return int(number(text, "be 6n + 2, up to 1202", lambda v: 2 <= v <= 1202 and v.is_integer()))
 
@@ -206,6 +217,8 @@ def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
     add("--augment", action=flag, help=what)
     group = parser.add_argument_group("the machine")
     add_device(group)
+    what = "that share an operation on a CPU (default: measured as a stage begins, the fastest)"
+    group.add_argument("--threads", metavar="N", type=threads, help=what)
     what = "torch.compile the networks; the first step then takes a minute (default: on a GPU)"
     group.add_argument("--compile", action=flag, help=what)
     group.add_argument("--graph", action=flag, help="a step as one CUDA graph (default: on a GPU)")

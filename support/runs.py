@@ -14,6 +14,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -128,6 +129,8 @@ class Run:
         self.device, self.out = next(model.parameters()).device, Path(settings.out)
         self.checkpoint, self.lock = checkpoint, lock
         self.history = list(checkpoint["history"]) if checkpoint else []
+        self.most_threads = torch.get_num_threads()
+        torch.set_num_threads(settings.threads or self.most_threads)
         self.x_train = dataset.x_train.to(self.device)  # uint8 [N, C, H, W]
         self.y_train = dataset.y_train.to(self.device)
 
@@ -155,6 +158,7 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         if self.lock is not None:
             os.close(self.lock)
+        torch.set_num_threads(self.most_threads)
         how = "nothing was trained yet"
         if (self.out / "model.pt").exists():
             folder = shlex.quote(str(self.out))
@@ -188,7 +192,11 @@ class Run:
                 if self.checkpoint["scheduler"]["last_epoch"] != done:
                     raise ValueError("its learning rate is that of another epoch")
                 scheduler.load_state_dict(self.checkpoint["scheduler"])
+                if not self.settings.threads:
+                    threads = self.history[-1].get("threads", self.most_threads)
+                    torch.set_num_threads(min(threads, self.most_threads))
         if not done:
+            self._choose_threads()
             self._save(optimizer, scheduler)
         quiet = not sys.stderr.isatty() or ranks.rank() > 0
         steps = self.settings.steps_per_epoch
@@ -198,9 +206,11 @@ class Run:
                 self.bar.set_description(f"stage {stage}, epoch {epoch}/{total}")
                 self.steps, self.total = 0, torch.zeros((), device=self.device)
                 lr, start = scheduler.get_last_lr()[0], time.perf_counter()
+                self.ended, self.quickest = start, math.inf
                 yield epoch
                 entry = self._end_epoch(stage, epoch)
                 entry |= {"lr": lr, "seconds": time.perf_counter() - start}
+                entry["threads"] = torch.get_num_threads()  # results depend on it, bit for bit
                 self.history.append(entry)
                 self._save(optimizer, scheduler)
                 attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
@@ -229,6 +239,10 @@ class Run:
         self.steps += 1
         self.bar.update()
         self.taken, self.left = self.taken + 1, self.left - 1
+        took = time.perf_counter() - self.ended
+        if took > 3 * self.quickest:  # another process has come
+            self._choose_threads()
+        self.ended, self.quickest = time.perf_counter(), min(self.quickest, took)
         if self.taken == 5:  # the first steps are slower: compiling, and cuDNN's choices
             batch_loss.item()
             self.since = time.perf_counter()
@@ -236,6 +250,16 @@ class Run:
             batch_loss.item()
             seconds = (time.perf_counter() - self.since) / 20 * self.left
             self.bar.write(f"about {tables.duration(seconds)} left in this stage", sys.stdout)
+
+    def _choose_threads(self) -> None:
+        """On a CPU, where --threads does not say: measures one step of PGD on a batch."""
+        if self.device.type != "cpu" or self.settings.threads:
+            return
+        x, y = some(self.x_train, self.y_train, self.settings.batch_size)
+        self.model.eval()
+        with speed.autocast(self.device, self.settings):
+            work = partial(attacks.pgd, self.model, x, y, eps=0.1, alpha=0.1, steps=1)
+            speed.choose_threads(work, self.most_threads)
 
     def _end_epoch(self, stage: int, epoch: int) -> dict:
         """The epoch's entry in the history. Raises FloatingPointError."""

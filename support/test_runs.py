@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import time
 from argparse import Namespace
 from itertools import product
 from pathlib import Path
@@ -27,7 +28,7 @@ from experiments.fixtures import (
     stop_training,
     train_small,
 )
-from support import files, runs
+from support import files, runs, speed
 
 
 def metrics(folder):
@@ -304,3 +305,64 @@ def test_stage1_epochs_that_leave_nothing_are_refused(flags, message, whole, tmp
         words += [whole / "submodels.pt", "--stage1-epochs", "1"]
     assert message in refused(train_collab, *words, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------ the CPU's threads
+
+
+@pytest.fixture
+def four_threads():
+    """As on a machine with four cores; afterwards the tests' own number again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("seconds, chosen", [((4, 2, 1), 4), ((4, 2.6, 3), 4), ((2, 3, 4), 1)])
+def test_fewer_threads_work_where_they_are_clearly_faster(seconds, chosen, four_threads, capsys):
+    """With 1, 2 and 4 threads; also where the clock alone tells, as beside another process."""
+    took = dict(zip((1, 2, 4), seconds))
+    speed.choose_threads(lambda: time.sleep(0.004 * took[torch.get_num_threads()]), most=4)
+    assert torch.get_num_threads() == chosen
+    assert (f"{chosen} of 4 threads" in capsys.readouterr().out) == (chosen < 4)
+
+
+def test_a_step_that_is_three_times_slower_makes_it_choose_again(tmp_path, monkeypatch):
+    step, steps, chosen = torch.optim.SGD.step, [], []
+
+    def slow_step(self, *args):
+        steps.append(1)
+        time.sleep(1.0 if len(steps) == 6 else 0)
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", slow_step)
+    monkeypatch.setattr(speed, "choose_threads", lambda work, most: chosen.append(len(steps)))
+    train_small(tmp_path / "run")
+    assert {0, 6, 22} <= set(chosen)  # both stages begin; the slow step
+    chosen.clear()
+    steps.clear()
+    train_small(tmp_path / "fixed", "--threads", "1")
+    assert chosen == []
+
+
+def test_a_resumed_run_goes_on_with_its_threads(tmp_path, monkeypatch, four_threads):
+    """Results depend on their number, bit for bit; the process has its own again afterwards."""
+
+    def three(work, most):
+        torch.set_num_threads(3)
+
+    def stop_in_epoch_2(self, *args):
+        if stages(tmp_path / "run"):
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(speed, "choose_threads", three)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(torch.optim.SGD, "step", stop_in_epoch_2)
+        train_small(tmp_path / "run")
+    monkeypatch.setattr(speed, "choose_threads", lambda work, most: torch.set_num_threads(most))
+    train_collab.main(["--resume", str(tmp_path / "run"), "--device", "cpu"])
+    threads = [epoch["threads"] for epoch in metrics(tmp_path / "run")["epochs"]]
+    assert threads == [3, 3, 4, 4] and torch.get_num_threads() == 4
