@@ -193,6 +193,31 @@ def by_number(tables: dict[str, dict[str, dict[int, list[float]]]]) -> bytes:
     return as_png(figure)
 
 
+def between(tables: dict[str, dict[tuple[float, float], dict[str, float]]]) -> bytes:
+    """{title: {(sigma, T): {column: %}}}: a row of panels for each title, a panel for each column,
+    sigma downwards, T to the right, infinity last."""
+    first = next(iter(next(iter(tables.values())).values()))
+    size = (4.8 * len(first), 3.2 * len(tables))
+    figure, axes = subplots(len(tables), len(first), figsize=size, squeeze=False)
+    for of_row, (title, cells) in zip(axes, tables.items()):
+        sigmas, Ts = (sorted(set(values)) for values in zip(*cells))
+        for axis, column in zip(of_row, first):
+            shown = [[cells.get((s, T), {}).get(column, math.nan) for T in Ts] for s in sigmas]
+            low, *_, high = sorted(of[column] for of in cells.values())
+            axis.imshow(shown, cmap="Blues", vmin=low, vmax=2 * high - low, aspect="auto")
+            for (i, sigma), (k, T) in itertools.product(enumerate(sigmas), enumerate(Ts)):
+                if (sigma, T) in cells:
+                    axis.text(k, i, f"{shown[i][k]:.1f}", ha="center", va="center", fontsize=9)
+            ends = {0.0: "0\nSoE", math.inf: "$\\infty$\nvote"}
+            axis.set_xticks(range(len(Ts)), [ends.get(T, f"{T:g}") for T in Ts])
+            axis.set_yticks(
+                range(len(sigmas)), ["$\\infty$" if s == math.inf else f"{s:g}" for s in sigmas]
+            )
+            axis.set(xlabel="$T$", ylabel="$\\sigma$")
+            axis.set_title(f"{title}: {column} (%)", fontsize=9)
+    return as_png(figure)
+
+
 def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
     """{axis: {value: {"stage 1", "predicted 1" and so on: seconds, "memory": GiB}}}:
     above the times, dashed what was predicted; below the memory."""
