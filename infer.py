@@ -10,6 +10,8 @@ transferred image for another. The full evaluation of a model is experiments/eva
 
 from argparse import Namespace
 from pathlib import Path
+from support import files, options, pictures, speed
+from support.tables import percent, print_answers, print_report, specialisation
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,6 @@ import models
 from attacks import ATTACKS, Attack, attacks_at, expert_losses, routes
 from data.images import read_images
 from models import Collaboration, Ensemble, ask_experts, vote
-from support import files, options, pictures, speed
-from support.tables import percent, print_answers, print_report, specialisation
 
 BATCH_SIZE = 250
 

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from support import files, speed, tables
 
 import numpy as np
 import pytest
@@ -29,7 +30,6 @@ import xor_demo
 from attacks import adaptive, attacks_at, cross_entropy, cw_loss, expert_losses, pgd, square
 from experiments.fixtures import train_small
 from models import Collaboration, Ensemble, ResNet, rectified_score, vote
-from support import files, speed, tables
 from train_submodel import best_expert_loss, confidence_loss
 
 # ------------------------------------------------------------------ Eq. 7: the smooth minimum

@@ -10,6 +10,7 @@ Without --submodels each stage has half of the epochs, its own schedule and fres
 """
 
 from argparse import Namespace
+from support import options, runs
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from models import rectified_score
-from support import options, runs
 from train_submodel import (
     confidence_loss,
     sample_loss,

@@ -13,6 +13,7 @@ Its checkpoint, RUN/model.pt, is where `train_collab.py --submodels` starts.
 import math
 from argparse import Namespace
 from collections.abc import Callable
+from support import options, ranks, runs, speed
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses, pgd
 from models import CONFIDENCES
-from support import options, ranks, runs, speed
 
 # loss(model, x [B, C, H, W] in [0, 1], y [B], settings) -> scalar: all that a method is
 TrainingLoss = Callable[[nn.Module, Tensor, Tensor, Namespace], Tensor]

@@ -12,11 +12,10 @@ highest g_j answers, so each f_j needs to be correct on two neighbouring clouds 
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from support import files, options, pictures
 
 import torch
 from torch import Tensor, nn
-
-from support import files, options, pictures
 
 CENTRES = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]])
 LABELS = torch.tensor([1.0, 1.0, -1.0, -1.0])

@@ -1,10 +1,10 @@
 """The methods that SoE is compared with: each file is one loss(model, x, y, settings)."""
 
 from argparse import Namespace
+from support import options
 
 from torch import Tensor, nn
 
-from support import options
 from train_submodel import training_attack
 
 

@@ -10,6 +10,7 @@ orthogonal. The mean prediction's entropy leaves them room to differ.
 """
 
 from argparse import Namespace
+from support import options, runs
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,6 @@ import infer
 from attacks import expert_losses
 from baselines import clean_and_attacked
 from models import vote
-from support import options, runs
 from train_submodel import train
 
 

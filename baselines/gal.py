@@ -11,6 +11,7 @@ trained away. That takes a second derivative: the networks have leaky ReLUs, and
 
 from argparse import Namespace
 from itertools import combinations
+from support import options, runs
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from baselines import clean_and_attacked
-from support import options, runs
 from train_submodel import train
 
 

@@ -14,6 +14,7 @@ random start. With --together the vote is attacked instead, and all members lear
 
 from argparse import Namespace
 from collections.abc import Sequence
+from support import options, runs
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from baselines import add_clean_weight, clean_and_attacked, weights
-from support import options, runs
 from train_submodel import attack_each_expert, train
 
 

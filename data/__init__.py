@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from support import files
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from data import folder
-from support import files
 
 PARTS = ("train", "test")
 FOLDER = Path(__file__).parent

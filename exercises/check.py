@@ -24,6 +24,7 @@ import textwrap
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from support import files, options, pictures
 
 import numpy as np
 import torch
@@ -31,7 +32,6 @@ import torch
 from exercises import FILES, HERE, NOT_DONE, ROOT, Answers, Property, ask, load, points, reference
 from exercises import title as title_of
 from exercises.start import exercise
-from support import files, options, pictures
 
 SEPARATOR = "; "  # of two mistakes at once
 SECONDS = 20  # for one exercise, or as it says; what has been answered by then counts

@@ -31,6 +31,7 @@ import statistics
 from argparse import ArgumentTypeError, Namespace
 from itertools import product
 from pathlib import Path
+from support import files, options, pictures, speed
 
 import torch
 
@@ -42,7 +43,6 @@ from baselines import adp, dverge, gal, more, plain
 from experiments import soft_synergy, tables, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
-from support import files, options, pictures, speed
 
 METHODS = {  # name: the script that trains it, and its flags
     "soe": (train_collab.main, []),

@@ -19,6 +19,8 @@ from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from support import files, options, pictures, speed
+from support.tables import percent, print_report
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +32,6 @@ from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
 from experiments.transfer_set import load_transfer
 from models import Collaboration, Ensemble, SoftCollaboration, ask_experts
-from support import files, options, pictures, speed
-from support.tables import percent, print_report
 
 ATTACKS = (*(name for name in attacks.ATTACKS if name != "adaptive"), "apgd", "adaptive")
 DECIDE = ("pgd", "apgd", "square", "adaptive")

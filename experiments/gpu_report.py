@@ -30,6 +30,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 from unittest import mock
+from support import files, options, speed
 
 import torch
 from torch import Tensor
@@ -37,7 +38,6 @@ from torch._dynamo.utils import counters
 
 import train_collab
 from experiments import bench_step, evaluate, train_or_resume
-from support import files, options, speed
 
 ROOT = Path(__file__).parent.parent
 FULL = {}  # bench_step's defaults: the paper's setting

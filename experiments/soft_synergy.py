@@ -11,6 +11,7 @@ sigma = 1, that of an ensemble trained for its vote (`baselines.plain --jointly`
 """
 
 from argparse import Namespace
+from support import options, runs
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from baselines import add_clean_weight, clean_and_attacked, weights
-from support import options, runs
 from train_submodel import best_expert_loss, train
 
 

@@ -10,12 +10,12 @@ the next ones stand in the place of the test images, so that settings can be cho
 import io
 from argparse import Namespace
 from pathlib import Path
+from support import files, options
 
 import numpy as np
 import torch
 
 import data
-from support import files, options
 
 
 def subset(dataset: data.Data, train: int, validation: int | None) -> dict[str, np.ndarray]:

@@ -18,6 +18,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
+from support import files, options, pictures
+from support.tables import duration, print_report
 
 from experiments.claims import (
     NAMES,
@@ -29,8 +31,6 @@ from experiments.claims import (
     with_column,
 )
 from experiments.intervals import interval, mean_and_deviation, paired_difference
-from support import files, options, pictures
-from support.tables import duration, print_report
 
 HERE = Path(__file__).parent
 TEXTS = (HERE.parent / "README.md", HERE / "README.md")

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from support import files
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import compare, soft_synergy
 from experiments.fixtures import arrays, same_weights
-from support import files
 from train_collab import stage2_loss
 from train_submodel import stage1_loss
 

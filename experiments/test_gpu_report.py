@@ -3,13 +3,13 @@
 import json
 import shutil
 import sys
+from support import speed
 
 import pytest
 import torch
 
 from experiments import gpu_report
 from experiments.fixtures import interrupt
-from support import speed
 
 
 def sections(path):

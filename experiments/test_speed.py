@@ -7,6 +7,8 @@ import json
 import re
 from argparse import Namespace
 from contextlib import contextmanager
+from support import options, runs, speed
+from support.tables import duration
 
 import pytest
 import torch
@@ -18,8 +20,6 @@ import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import bench_step, scaling
 from experiments.fixtures import SMALL
-from support import options, runs, speed
-from support.tables import duration
 from train_collab import stage2_loss
 from train_submodel import stage1_loss
 

@@ -13,10 +13,10 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from support import options
+
 import torch
 from torch import Tensor, nn
-
-from support import options
 
 
 class SaveError(OSError):

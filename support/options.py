@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from contextlib import contextmanager
+import support
 
 import torch
 
@@ -60,6 +61,7 @@ class Parser(argparse.ArgumentParser):
             sys.stdout = Stdout(sys.stdout)
         sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it was closed
         sys.stderr = sys.stderr or open(os.devnull, "w")
+        support.end_in_order()
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
 
     def error(self, message: object):

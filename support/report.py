@@ -4,12 +4,12 @@ import base64
 import shlex
 from argparse import Namespace
 from html import escape
+from support import pictures
 
 from torch import Tensor, nn
 
 from attacks import attacks_at, routes
 from models import ask_experts
-from support import pictures
 
 WORDS = {
     "expert": "one network alone",

@@ -16,6 +16,8 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from support import files, options, pictures, ranks, speed, tables
+from support.report import html as report_html
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,6 @@ import data
 import models
 from attacks import expert_losses
 from data import images
-from support import files, options, pictures, ranks, speed, tables
-from support.report import html as report_html
 
 
 def start(

@@ -11,12 +11,12 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from support import options, ranks
 
 import torch
 from torch import Tensor, nn
 
 from models import Mixture, ask_experts
-from support import options, ranks
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from support import files
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ import torch
 import infer
 import train_collab
 from experiments.fixtures import SMALL, arrays, change_checkpoint, interrupt, stop_training
-from support import files
 
 
 class Code:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from support import options
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ import train_collab
 import xor_demo
 from experiments import compare, evaluate, transfer_set
 from experiments.fixtures import arrays, change_checkpoint
-from support import options
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+from support import report
+from support.report import WORDS, word
 
 import numpy as np
 import pytest
@@ -11,8 +13,6 @@ from PIL import Image
 import data
 import infer
 from experiments.fixtures import SMALL
-from support import report
-from support.report import WORDS, word
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,14 @@ import errno
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from argparse import Namespace
 from itertools import product
 from pathlib import Path
+from support import files, runs, speed
 
 import numpy as np
 import pytest
@@ -28,7 +32,6 @@ from experiments.fixtures import (
     stop_training,
     train_small,
 )
-from support import files, runs, speed
 
 
 def metrics(folder):
@@ -109,6 +112,29 @@ def test_ctrl_c_with_nothing_to_resume_says_so(where, says, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as stop:
         train_small(tmp_path / "run")
     assert stop.value.code == 130 and capsys.readouterr().err.strip() == says
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["importing", "training"])
+def test_ctrl_c_is_one_line_at_any_moment_and_twice(moment, kind, tmp_path):
+    out = tmp_path / "run"
+    words = [sys.executable, "train_collab.py", *SMALL, "--epochs", "999", "--out", out]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    how |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # not a shell's &
+    with subprocess.Popen(words, cwd=Path(runs.__file__).parent.parent, **how) as process:
+        if moment == "training":
+            while "epoch 2/" not in process.stdout.readline():
+                pass
+        else:
+            time.sleep(0.3)
+        process.send_signal(kind)
+        time.sleep(0.02)
+        process.send_signal(kind)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and error.strip().startswith("stopped")
+    assert error.strip().count("\n") == 0
+    left = {path.name for path in out.glob("*")}
+    assert left == ({"model.pt"} if moment == "training" else set())
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch, refused):
