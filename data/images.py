@@ -1,6 +1,7 @@
 """Images to show to a model: files of one's own, made to fit, and test images by number."""
 
 from pathlib import Path
+from support import files
 
 import numpy as np
 import torch
@@ -45,13 +46,8 @@ def open_image(path: str | Path) -> tuple[Image.Image, list[str]]:
 
     Raises FileNotFoundError, or ValueError for what is no image, or has over 8 bits a channel.
     """
-    try:
-        with Image.open(path) as file:
-            image, turned = ImageOps.exif_transpose(file), file.getexif().get(ORIENTATION, 1) != 1
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image file {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise ValueError(f"cannot read {path} as an image: give a PNG or JPEG file") from None
+    with files.reading(path, "PNG or JPEG file"), Image.open(path) as file:
+        image, turned = ImageOps.exif_transpose(file), file.getexif().get(ORIENTATION, 1) != 1
     if image.mode[0] in "IF":
         raise ValueError(f"{path} has more than 8 bits a channel: save it with 8")
     changes = ["turned upright"] if turned else []

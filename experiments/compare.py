@@ -202,6 +202,7 @@ def run(args: Namespace) -> tuple[list[Path], int]:
     out, results = Path(args.out), Path(args.results or args.out)
     for folder in (out, results):
         folder.mkdir(parents=True, exist_ok=True)
+        files.check_writable(folder)
     runs, mine, failed = plan(args, dataset.name), share(args, dataset.name), 0
     wanted = evaluation(args, len(dataset.choose_test_images(args.images)))
     for number, (name, (method, flags)) in enumerate(mine.items(), 1):

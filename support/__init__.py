@@ -13,6 +13,7 @@ from pathlib import Path
 
 
 def _end_at_once(*_) -> None:
+    _set(signal.SIG_IGN)
     os.write(2, b"stopped\n")
     os._exit(130)
 

@@ -59,9 +59,8 @@ claimed: list[Path] = []  # new files that are not written yet
 
 def claim(path: Path) -> Path:
     """Makes an empty file, so that no other process takes its name. Raises FileExistsError."""
-    with contextlib.suppress(PermissionError):  # then writing will say so
-        open(path, "x").close()
-        claimed.append(path)
+    open(path, "x").close()
+    claimed.append(path)
     return path
 
 
@@ -109,7 +108,7 @@ def first_free(folder: Path, name: str, *endings: str) -> Path:
 def check_writable(folder: Path) -> None:
     """Raises ValueError where no file can be put into `folder`."""
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"{folder} cannot be written to: copy the checkpoint to another folder")
+        raise ValueError(f"{folder} cannot be written to")
 
 
 def check_new(path: Path, ending: str, flag: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import shlex
 import sys
 from contextlib import contextmanager
 import support
@@ -62,10 +63,14 @@ class Parser(argparse.ArgumentParser):
         sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it was closed
         sys.stderr = sys.stderr or open(os.devnull, "w")
         support.end_in_order()
+        script = shlex.quote(sys.argv[0]) if os.path.basename(sys.argv[0]) == prog else prog
+        self.typed = f"python {script}"  # from another folder, say
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
 
     def error(self, message: object):
         name = self.prog.removeprefix("python ").removeprefix("-m ")
+        if isinstance(message, OSError) and message.filename:
+            message = f"{message.filename}: {message.strerror}"
         line = f"{name}: error: {' '.join(str(message).split())}\n"
         self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)  # torchrun starts many
 

@@ -162,7 +162,8 @@ class Run:
         how = "nothing was trained yet"
         if (self.out / "model.pt").exists():
             folder = shlex.quote(str(self.out))
-            how = f"to resume: {self.parser.prog} --resume {folder}"
+            folder = f"./{folder}" if folder.startswith("-") else folder
+            how = f"to resume: {self.parser.typed} --resume {folder}"
         if isinstance(error, FloatingPointError | files.FileError):
             self.parser.error(error)
         if isinstance(error, files.SaveError):

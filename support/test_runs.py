@@ -23,6 +23,7 @@ import infer
 import train_collab
 import train_submodel
 import xor_demo
+from experiments import compare
 from experiments.fixtures import (
     SMALL,
     arrays,
@@ -98,6 +99,14 @@ def test_ctrl_c_names_the_command_to_resume(tmp_path, monkeypatch, capsys):
     assert error == "\nstopped; to resume: python train_collab.py --resume run\n"
     train_collab.main(error.split()[-2:])
     assert stages("run") == [1, 1, 2, 2]
+
+
+def test_the_command_to_resume_is_right_from_another_folder_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["my code/train_collab.py"])
+    stop_training("unused", "--out=-run")
+    words = "'my code/train_collab.py' --resume ./-run"
+    assert capsys.readouterr().err == f"\nstopped; to resume: python {words}\n"
 
 
 @pytest.mark.parametrize(
@@ -219,6 +228,22 @@ def test_nothing_of_the_users_is_overwritten(whole, tmp_path, monkeypatch, refus
     ):
         assert "taken" in refused(script, *argv)
     assert [path.read_text() for path in Path("taken").iterdir()] == ["mine"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_noticed_before_the_work(
+    whole, tmp_path, monkeypatch, refused
+):
+    def forbidden(path, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "open", forbidden, raising=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for script, *argv in (
+        (xor_demo, "--out", tmp_path / "a.png"),
+        (infer, whole, "0", "--save", tmp_path / "a.png"),
+    ):
+        assert f"{tmp_path / 'a.png'}: Permission denied" in refused(script, *argv)
+    assert "cannot be written to" in refused(compare, "--out", tmp_path, "--methods", "plain")
 
 
 def test_one_expert_is_a_collaboration_too(tmp_path):
