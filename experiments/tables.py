@@ -463,7 +463,7 @@ def drawn() -> dict[str, bytes]:
     }
     of_soe = [*results.glob("photos/*-soe-depth*-n3-eps0.03-*seed0.json")]
     of_soe += results.glob("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
-    tried = [*results.glob("soft-tuning/*.json"), *results.glob("tuning/digits-val-*.json")]
+    tried = [*results.glob("soft-tuning/digits-*.json"), *results.glob("tuning/digits-*.json")]
     return {
         "plane.png": pictures.between(between(map(read, tried))),
         "experts_by_class.png": pictures.experts_by_class(classes(map(read, sorted(of_soe)))),

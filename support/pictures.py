@@ -203,7 +203,7 @@ def between(tables: dict[str, dict[tuple[float, float], dict[str, float]]]) -> b
         sigmas, Ts = (sorted(set(values)) for values in zip(*cells))
         for axis, column in zip(of_row, first):
             shown = [[cells.get((s, T), {}).get(column, math.nan) for T in Ts] for s in sigmas]
-            low, *_, high = sorted(of[column] for of in cells.values())
+            low, high = (f(of[column] for of in cells.values()) for f in (min, max))
             axis.imshow(shown, cmap="Blues", vmin=low, vmax=2 * high - low, aspect="auto")
             for (i, sigma), (k, T) in itertools.product(enumerate(sigmas), enumerate(Ts)):
                 if (sigma, T) in cells:
