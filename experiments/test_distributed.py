@@ -142,8 +142,8 @@ def test_bad_input_is_one_line_of_rank_0(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_rank_dies_torchrun_ends_the_others(victim, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1, "torchrun"])
+def test_when_one_process_dies_all_end(victim, tmp_path):
     out = tmp_path / "run"
     flags = [*SMALL, "--epochs", "4000", "--batch-size", "126", "--out", out]
     running = torchrun("train_collab.py", *flags, processes=3, wait=False)
@@ -158,9 +158,9 @@ def test_when_a_rank_dies_torchrun_ends_the_others(victim, tmp_path):
         words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         ranks |= {int(word[5:]): int(pid) for word in words if word.startswith(b"RANK=")}
     time.sleep(1)
-    os.kill(ranks[victim], signal.SIGKILL)
-    _, error = running.communicate(timeout=60)  # nothing hangs
-    assert running.returncode != 0 and f"rank      : {victim} " in error
+    os.kill(ranks.get(victim, running.pid), signal.SIGKILL)
+    _, error = running.communicate(timeout=60)  # nothing hangs, all have closed their pipes
+    assert running.returncode != 0 and (victim not in ranks or f"rank      : {victim} " in error)
     assert infer.load(out)  # what --resume starts from
 
 

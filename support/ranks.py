@@ -9,7 +9,9 @@ prints, evaluates and writes. Where a rank dies, torchrun ends the others.
 """
 
 import atexit
+import ctypes
 import os
+import signal
 import sys
 
 import torch
@@ -46,6 +48,8 @@ def start(device_name: str | None) -> None:
         raise ValueError(f"{here} ranks for {torch.cuda.device_count()} GPUs: start fewer")
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if sys.platform == "linux":  # PR_SET_PDEATHSIG: where torchrun is killed, its ranks end too
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     atexit.register(dist.destroy_process_group)
     if rank():
