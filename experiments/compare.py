@@ -31,7 +31,7 @@ import statistics
 from argparse import ArgumentTypeError, Namespace
 from itertools import product
 from pathlib import Path
-from support import files, options, pictures, speed
+from support import files, options, speed
 
 import torch
 
@@ -40,7 +40,7 @@ import infer
 import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
-from experiments import soft_synergy, tables, train_or_resume
+from experiments import pictures, soft_synergy, tables, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 

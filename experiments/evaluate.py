@@ -19,7 +19,7 @@ from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from support import files, options, pictures, speed
+from support import files, options, speed
 from support.tables import percent, print_report
 
 import torch
@@ -29,6 +29,7 @@ import attacks
 import data
 import infer
 from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
+from experiments import pictures
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
 from experiments.transfer_set import load_transfer
 from models import Collaboration, Ensemble, SoftCollaboration, ask_experts

@@ -18,9 +18,10 @@ import statistics
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
-from support import files, options, pictures
+from support import files, options
 from support.tables import duration, print_report
 
+from experiments import pictures
 from experiments.claims import (
     NAMES,
     TRANSFER,
