@@ -102,12 +102,10 @@ class Parser(argparse.ArgumentParser):
 
     def check_values(self, settings: dict) -> None:
         """Raises ValueError where a setting, of a checkpoint say, is none that its flag takes."""
+        no_attack = settings.get("eps") == 0 == settings.get("alpha")
         for action in self._actions:
-            value, unused = (
-                settings.get(action.dest),
-                settings.get("eps") == 0 == settings.get("alpha"),
-            )
-            if value is None or (unused and action.dest == "alpha"):  # None: the flag is not given
+            value = settings.get(action.dest)
+            if value is None or (no_attack and action.dest == "alpha"):  # None: it was not given
                 continue
             try:
                 same = isinstance(value, bool) if action.nargs == 0 else True
