@@ -112,6 +112,28 @@ def between(tables: dict[str, dict[tuple[float, float], dict[str, float]]]) -> b
     return as_png(figure)
 
 
+def front(tables: dict[str, dict[str, dict[float, dict[str, list[float]]]]]) -> bytes:
+    """{title: {method: {W: {"clean", "worst": [mean, deviation]}}}}: a panel for each title."""
+    size = (5.2 * len(tables), 4)
+    figure, axes = subplots(1, len(tables), figsize=size, squeeze=False)
+    for axis, (title, methods) in zip(axes[0], tables.items()):
+        for (name, points), marker in zip(methods.items(), "os^D"):
+            weights = sorted(points)
+            x, y = ([points[W][column] for W in weights] for column in ("clean", "worst"))
+            spread = ([v[1] if len(v) > 1 else 0 for v in values] for values in (y, x))
+            means = ([v[0] for v in values] for values in (x, y))
+            axis.errorbar(*means, *spread, fmt=f"{marker}-", capsize=2, label=name)
+            for W, clean, worst in zip(weights, x, y):
+                at = {"textcoords": "offset points", "xytext": (5, 5), "fontsize": 8}
+                axis.annotate(f"W = {W:g}", (clean[0], worst[0]), **at)
+        axis.set(
+            title=title, xlabel="clean accuracy (%)", ylabel="accuracy under the worst attack (%)"
+        )
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    return as_png(figure)
+
+
 def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
     """{axis: {value: {"stage 1", "predicted 1" and so on: seconds, "memory": GiB}}}:
     above the times, dashed what was predicted; below the memory."""

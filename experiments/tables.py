@@ -335,6 +335,17 @@ def between(results: Iterable[dict]) -> dict[str, dict[tuple[float, float], dict
     return found
 
 
+def fronts(results: Iterable[dict]) -> dict[str, dict[str, dict[float, dict[str, list[float]]]]]:
+    """{title: {method: {W, the weight of clean images: {"clean", "worst": [mean, deviation]}}}}."""
+    found: dict[str, dict] = {}
+    for title, methods in group(results).items():
+        for method, runs in methods.items():
+            name, W = method.split(" --clean-weight")[0], runs[0]["settings"].get("clean_weight", 1)
+            of = {column: cells(runs, column) for column in ("clean", "worst")}
+            found.setdefault(title, {}).setdefault(name, {})[W] = of
+    return found
+
+
 def share(run: dict, column: str) -> float:
     bits = run["correct"][column]
     return 100 * bits.count("1") / len(bits)
@@ -465,7 +476,11 @@ def drawn() -> dict[str, bytes]:
     of_soe = [*results.glob("photos/*-soe-depth*-n3-eps0.03-*seed0.json")]
     of_soe += results.glob("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
     tried = [*results.glob("soft-tuning/digits-*.json"), *results.glob("tuning/digits-*.json")]
+    weighed = [p for p in results.glob("front/*.json") if "soft-synergy-lr0.3" not in p.name]
+    for name in ("plain-together", "plain-together-lr0.3", "soft-synergy"):  # W = 1
+        weighed += results.glob(f"compare/digits-{name}-depth2-n3-eps0.1-*.json")
     return {
+        "front.png": pictures.front(fronts(map(read, weighed))),
         "plane.png": pictures.between(between(map(read, tried))),
         "experts_by_class.png": pictures.experts_by_class(classes(map(read, sorted(of_soe)))),
         "by_number.png": pictures.by_number(numbers),
