@@ -102,6 +102,27 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     assert tables.decided(methods)[1] == ["soe", "4 (2)"]
 
 
+def test_the_plane_and_the_fronts_put_each_run_in_its_place():
+    def run(method, worst, **settings):
+        of = result(method, 0, {"clean": "1100", "worst": worst})
+        return of | {"settings": of["settings"] | settings}
+
+    runs = [
+        run("soe --sigma 0.3", "1000", sigma=0.3),
+        run("soft-synergy", "1110", sigma=1.0, temperature=1.0, clean_weight=1.0),
+        run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0),
+        run("plain-together", "0000"),
+        run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
+    ]
+    ((_, plane),) = tables.between(runs).items()
+    worst = {where: of["worst"] for where, of in plane.items()}
+    infinity = (math.inf, math.inf)
+    assert worst == {(0.3, 0.0): 25.0, (1.0, 1.0): 75.0, infinity: 0.0}
+    ((_, fronts),) = tables.fronts(runs).items()
+    assert [*fronts["plain-together"]] == [1, 0.5] and len(fronts) == 4
+    assert fronts["plain-together"][0.5]["worst"] == [50.0]
+
+
 def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path, refused):
     mine, out = tmp_path / "mine.npz", tmp_path / "part.npz"
     content = arrays(x_train=np.arange(40 * 64, dtype=np.uint16).reshape(40, 8, 8).astype(np.uint8))
