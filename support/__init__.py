@@ -43,7 +43,14 @@ def _excepthook(kind, error, traceback) -> None:
     sys.__excepthook__(kind, error, traceback)
 
 
-_main = getattr(sys.modules["__main__"], "__file__", None)  # none yet where it is `python -m`
-if sys.argv[0] == "-m" or _main and Path(__file__).parent.parent in Path(_main).resolve().parents:
+def _is_script() -> bool:
+    """Whether this process runs a file of this project; not one of a .venv in its folder."""
+    main, root = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).parent.parent
+    if main is None:  # `python -m` has not found its file yet
+        return sys.argv[0] == "-m"
+    return root in (folder := Path(main).resolve().parent, folder.parent)
+
+
+if _is_script():
     sys.excepthook = _excepthook
     _set(_end_at_once)

@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from itertools import product
 from pathlib import Path
+import support
 from support import files, runs, speed
 
 import numpy as np
@@ -99,6 +100,22 @@ def test_ctrl_c_names_the_command_to_resume(tmp_path, monkeypatch, capsys):
     assert error == "\nstopped; to resume: python train_collab.py --resume run\n"
     train_collab.main(error.split()[-2:])
     assert stages("run") == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "file, ours",
+    [
+        ("train_collab.py", True),
+        ("baselines/plain.py", True),
+        (".venv/bin/pytest", False),
+        (".venv/lib/python3.11/site-packages/ipykernel_launcher.py", False),
+        ("../train.py", False),
+    ],
+)
+def test_signals_are_left_alone_in_other_programs(file, ours, monkeypatch):
+    root = Path(support.__file__).parent.parent
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(root / file))
+    assert support._is_script() == ours
 
 
 def test_the_command_to_resume_is_right_from_another_folder_too(tmp_path, monkeypatch, capsys):
