@@ -134,9 +134,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", metavar="PNG", help="the picture (default: xor.png, xor-2.png ..)")
     parser.add_argument("--animate", metavar="GIF", help="also draw the training of f and g")
     args = parser.parse_args(argv)
-    out = Path(args.out) if args.out else files.new_file(Path(), "xor", ".png")
     with parser.errors_in_one_line():
-        files.check_new(out, ".png", "--out")
+        out = Path(args.out or files.new_file(Path(), "xor", ".png"))
+        if args.out:
+            files.check_new(out, ".png", "--out")
         if args.animate:
             files.check_new(Path(args.animate), ".gif", "--animate")
         loss, frames = trap_loss if args.trap else collaboration_loss, []

@@ -1,39 +1,45 @@
 """What every script shares and no equation needs: options, files, pictures.
 
-A script imports this first. From then on Ctrl-C, or SIGTERM, ends it with one line and status 130:
-at once while it is still importing, later in order (see runs.py), and a second one does not disturb
-that. Where another program, a notebook say, imports this, nothing changes.
+A script imports this first. From then on Ctrl-C ends it in one line with status 130: at once while
+it is still importing; once it has read its options in order (see runs.py), which more of them do
+not disturb, and SIGTERM does the same. Notebooks, tests and programs elsewhere keep what they have.
 """
 
 import atexit
+import contextlib
+import math
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
+_asked = -math.inf  # when it was last asked to end
 
-def _end_at_once(*_) -> None:
-    _set(signal.SIG_IGN)
-    os.write(2, b"stopped\n")
+
+def _end_at_once() -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"stopped\n")
     os._exit(130)
 
 
-def _end_in_order(*_) -> None:
-    _set(signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _while_importing(number, frame) -> None:
+    at = frame
+    while at is not None:
+        if at.f_code.co_filename.startswith("<frozen importlib"):
+            signal.signal(number, signal.SIG_IGN)
+            _end_at_once()
+        at = at.f_back
+    signal.default_int_handler(number, frame)
 
 
-def _set(handler) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background
-            signal.signal(number, handler)
-
-
-def end_in_order() -> None:
-    """Called when all is imported: from now on Ctrl-C raises KeyboardInterrupt, once."""
-    if sys.excepthook is _excepthook:
-        _set(_end_in_order)
-        atexit.register(_set, signal.SIG_IGN)  # all is done
+def _in_order(*_) -> None:
+    global _asked
+    now = time.monotonic()
+    if now - _asked > 10:
+        _asked = now
+        raise KeyboardInterrupt
 
 
 def _excepthook(kind, error, traceback) -> None:
@@ -51,6 +57,15 @@ def _is_script() -> bool:
     return root in (folder := Path(main).resolve().parent, folder.parent)
 
 
-if _is_script():
-    sys.excepthook = _excepthook
-    _set(_end_at_once)
+def end_in_order() -> None:
+    """Called when a script reads its options."""
+    ours = signal.getsignal(signal.SIGINT) is _while_importing
+    if ours and threading.current_thread() is threading.main_thread():
+        sys.excepthook = _excepthook
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _in_order)
+            atexit.register(signal.signal, number, signal.SIG_IGN)  # all is done
+
+
+if _is_script() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _while_importing)  # not in a shell's background, which ignores it

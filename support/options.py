@@ -11,14 +11,8 @@ import support
 
 import torch
 
-MOVABLE = {
-    "data",
-    "device",
-    "precision",
-    "threads",
-    "compile",
-    "graph",
-}  # may stand beside --resume
+# These may stand beside --resume.
+MOVABLE = {"data", "device", "precision", "threads", "compile", "graph"}
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -62,10 +56,13 @@ class Parser(argparse.ArgumentParser):
             sys.stdout = Stdout(sys.stdout)
         sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it was closed
         sys.stderr = sys.stderr or open(os.devnull, "w")
-        support.end_in_order()
         script = shlex.quote(sys.argv[0]) if os.path.basename(sys.argv[0]) == prog else prog
         self.typed = f"python {script}"  # from another folder, say
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
+
+    def parse_args(self, *of, **how) -> argparse.Namespace:
+        support.end_in_order()
+        return super().parse_args(*of, **how)
 
     def error(self, message: object):
         name = self.prog.removeprefix("python ").removeprefix("-m ")
@@ -222,7 +219,7 @@ def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
     add("--augment", action=flag, help=what)
     group = parser.add_argument_group("the machine")
     add_device(group)
-    what = "that share an operation on a CPU (default: measured as a stage begins, the fastest)"
+    what = "CPU threads per operation (default: the fastest number, measured as each stage begins)"
     group.add_argument("--threads", metavar="N", type=threads, help=what)
     what = "torch.compile the networks; the first step then takes a minute (default: on a GPU)"
     group.add_argument("--compile", action=flag, help=what)

@@ -53,6 +53,7 @@ def start(device_name: str | None) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     atexit.register(dist.destroy_process_group)
     if rank():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it has nothing to save
         sys.stdout = open(os.devnull, "w")
 
 

@@ -59,7 +59,8 @@ def start(
             raise
         sys.exit(2)  # rank 0 has said why
     except KeyboardInterrupt:
-        print("stopped before training began", file=sys.stderr)
+        if ranks.rank() == 0:
+            print("stopped before training began", file=sys.stderr)
         sys.exit(130)
 
 
@@ -187,17 +188,16 @@ class Run:
         done = sum(entry["stage"] == stage for entry in self.history)
         if not total:  # --submodels has taken its place
             return
+        self.quickest = math.inf  # of the steps so far, in seconds
         if 0 < done < total:
             with files.reading(self.out / "model.pt", "checkpoint"):
                 optimizer.load_state_dict(self.checkpoint["optimizer"])
                 if self.checkpoint["scheduler"]["last_epoch"] != done:
                     raise ValueError("its learning rate is that of another epoch")
                 scheduler.load_state_dict(self.checkpoint["scheduler"])
-                if not self.settings.threads:
-                    threads = self.history[-1].get("threads", self.most_threads)
-                    torch.set_num_threads(min(threads, self.most_threads))
+                seconds = min(entry["seconds"] for entry in self.history[-done:])
+                self.quickest = seconds / self.settings.steps_per_epoch
         if not done:
-            self._choose_threads()
             self._save(optimizer, scheduler)
         quiet = not sys.stderr.isatty() or ranks.rank() > 0
         steps = self.settings.steps_per_epoch
@@ -207,7 +207,9 @@ class Run:
                 self.bar.set_description(f"stage {stage}, epoch {epoch}/{total}")
                 self.steps, self.total = 0, torch.zeros((), device=self.device)
                 lr, start = scheduler.get_last_lr()[0], time.perf_counter()
-                self.ended, self.quickest = start, math.inf
+                if epoch == 1 or torch.get_num_threads() < self.most_threads:
+                    self._choose_threads()
+                self.ended = time.perf_counter()
                 yield epoch
                 entry = self._end_epoch(stage, epoch)
                 entry |= {"lr": lr, "seconds": time.perf_counter() - start}
@@ -241,9 +243,11 @@ class Run:
         self.bar.update()
         self.taken, self.left = self.taken + 1, self.left - 1
         took = time.perf_counter() - self.ended
-        if took > 3 * self.quickest:  # another process has come
+        self.quickest = min(self.quickest, took)
+        if took > 0.2 + 3 * self.quickest:  # another process has come
             self._choose_threads()
-        self.ended, self.quickest = time.perf_counter(), min(self.quickest, took)
+            self.quickest = math.inf
+        self.ended = time.perf_counter()
         if self.taken == 5:  # the first steps are slower: compiling, and cuDNN's choices
             batch_loss.item()
             self.since = time.perf_counter()
@@ -254,13 +258,17 @@ class Run:
 
     def _choose_threads(self) -> None:
         """On a CPU, where --threads does not say: measures one step of PGD on a batch."""
-        if self.device.type != "cpu" or self.settings.threads:
+        if self.device.type != "cpu" or self.settings.threads or ranks.count() > 1:
             return
+        before = torch.get_num_threads()
         x, y = some(self.x_train, self.y_train, self.settings.batch_size)
         self.model.eval()
         with speed.autocast(self.device, self.settings):
             work = partial(attacks.pgd, self.model, x, y, eps=0.1, alpha=0.1, steps=1)
-            speed.choose_threads(work, self.most_threads)
+            chosen = speed.choose_threads(work, self.most_threads)
+        if chosen != before:
+            what = "faster at the moment (set the number with --threads)"
+            self.bar.write(f"{chosen} of {self.most_threads} threads: {what}", sys.stdout)
 
     def _end_epoch(self, stage: int, epoch: int) -> dict:
         """The epoch's entry in the history. Raises FloatingPointError."""
