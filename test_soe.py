@@ -565,8 +565,9 @@ def test_on_xor_the_best_of_m_error_alone_is_a_trap():
     assert sum(accuracy < 76 for accuracy in reached) >= 3
 
 
-def test_xor_demo_draws_figure_1(tmp_path, capsys):
-    xor_demo.main(["--out", str(tmp_path / "xor.png")])
+def test_xor_demo_draws_figure_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    xor_demo.main([])
     assert Image.open(tmp_path / "xor.png").width > 500
     out = capsys.readouterr().out
     assert "collaboration" in out and "only g decides" not in out

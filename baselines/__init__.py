@@ -18,6 +18,12 @@ def add_clean_weight(parser: options.Parser) -> None:
     parser.method.add_argument("--clean-weight", metavar="W", type=weight, default=1.0, help=what)
 
 
+def check_clean_weight(settings: Namespace) -> None:
+    """Raises ValueError where there is nothing to weigh."""
+    if settings.clean_weight != 1 and settings.eps == 0:
+        raise ValueError("--clean-weight weighs clean images against attacked ones: not at --eps 0")
+
+
 def weights(settings: Namespace) -> tuple[float, float]:
     """(W, 2 - W), the weights of the losses on clean and on attacked images."""
     return settings.clean_weight, 2 - settings.clean_weight

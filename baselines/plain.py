@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import add_clean_weight, clean_and_attacked, weights
+from baselines import add_clean_weight, check_clean_weight, clean_and_attacked, weights
 from train_submodel import attack_each_expert, train
 
 
@@ -61,6 +61,7 @@ def jointly_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) ->
 def check(settings: Namespace) -> None:
     if settings.together and settings.eps == 0:
         raise ValueError("--together says what is attacked: with --eps 0 nothing is")
+    check_clean_weight(settings)
     if settings.clean_weight != 1 and not (settings.together or settings.jointly):
         raise ValueError("--clean-weight goes with --together or --jointly")
 

@@ -476,6 +476,7 @@ def test_a_baseline_resumes_bit_for_bit(module, tmp_path, monkeypatch):
         (plain, "--eps 0 --together", "with --eps 0 nothing is"),
         (plain, "--clean-weight 2.5", "must lie in [0, 2]"),
         (plain, "--clean-weight 0.5", "goes with --together"),
+        (plain, "--clean-weight 0.5 --jointly --eps 0", "not at --eps 0"),
         (plain, "--eps -0.1", "must lie in"),
         (adp, "--entropy -1", "must be 0 or more"),
         (dverge, "--distill-eps 0", "must be positive"),

@@ -273,7 +273,7 @@ def trained(report: Report) -> dict:
             train_or_resume(train_collab.main, folder, data_name, report.args.device, flags)
     except SystemExit as ended:
         status = ended.code
-        if status != 130 or report.left() > 1:  # else the timer's: the rest is for part 3
+        if status != 130:  # as after Ctrl-C: the rest is for part 3
             raise
     finally:
         stop.cancel()

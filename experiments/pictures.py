@@ -87,7 +87,7 @@ def by_number(tables: dict[str, dict[str, dict[int, list[float]]]]) -> bytes:
     return as_png(figure)
 
 
-def between(tables: dict[str, dict[tuple[float, float], dict[str, float]]]) -> bytes:
+def sigma_T_plane(tables: dict[str, dict[tuple[float, float], dict[str, float]]]) -> bytes:
     """{title: {(sigma, T): {column: %}}}: a row of panels for each title, a panel for each column,
     sigma downwards, T to the right, infinity last."""
     first = next(iter(next(iter(tables.values())).values()))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import add_clean_weight, clean_and_attacked, weights
+from baselines import add_clean_weight, check_clean_weight, clean_and_attacked, weights
 from train_submodel import best_expert_loss, train
 
 
@@ -61,6 +61,7 @@ def parser() -> options.Parser:
 
 
 def check(settings: Namespace) -> None:
+    check_clean_weight(settings)
     if settings.beta > 1:
         raise ValueError(f"--beta {settings.beta:g} is a share: 0 to 1")
 

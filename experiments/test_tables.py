@@ -114,7 +114,7 @@ def test_the_plane_and_the_fronts_put_each_run_in_its_place():
         run("plain-together", "0000"),
         run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
     ]
-    ((_, plane),) = tables.between(runs).items()
+    ((_, plane),) = tables.sigma_T_plane(runs).items()
     worst = {where: of["worst"] for where, of in plane.items()}
     infinity = (math.inf, math.inf)
     assert worst == {(0.3, 0.0): 25.0, (1.0, 1.0): 75.0, infinity: 0.0}

@@ -58,7 +58,8 @@ claimed: list[Path] = []  # new files that are not written yet
 
 
 def claim(path: Path) -> Path:
-    """Makes an empty file, so that no other process takes its name. Raises FileExistsError."""
+    """Makes an empty file, so that no other process takes its name. Raises FileExistsError where
+    there is one, PermissionError."""
     open(path, "x").close()
     claimed.append(path)
     return path
@@ -89,7 +90,7 @@ def lock(folder: str | Path) -> int | None:
 
 
 def new_file(folder: Path, name: str, *endings: str) -> Path:
-    """`first_free`, claimed."""
+    """`first_free`, claimed. Raises PermissionError."""
     while True:
         with contextlib.suppress(FileExistsError):  # another process was faster
             return claim(first_free(folder, name, *endings))
