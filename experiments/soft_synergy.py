@@ -7,7 +7,7 @@ heads alike. T -> 0 answers as Algorithm 1 does, T -> infinity as the vote; the 
 sigma = 1, that of an ensemble trained for its vote (`baselines.plain --jointly`).
 
     python -m experiments.soft_synergy --eps 0.1 --n 3 --depth 2
-    python -m experiments.soft_synergy --eps 0.1 --n 3 --depth 2 --temperature 3 --balance 0
+    python -m experiments.soft_synergy --data cifar10 --depth 2 --lr 0.03 --temperature 3
 """
 
 from argparse import Namespace
