@@ -52,7 +52,7 @@ def passes(method: str, M: int, S: int) -> float:
     return {"soe-stage1": stage1, "soe": (stage1 + others) / 2}.get(method, others)
 
 
-SETTINGS = Namespace(n=3, eps=0.1, alpha=0.05, steps=2, random_start=False, clean_weight=1)
+SETTINGS = Namespace(n=3, eps=0.1, alpha=0.05, steps=2, random_start=False)
 
 
 def batch() -> tuple[nn.Module, Tensor, Tensor]:

@@ -202,7 +202,7 @@ def test_units_are_those_that_a_loss_costs(method):
 
 @pytest.mark.parametrize("loss", [stage1_loss, stage2_loss, plain.plain_loss, plain.jointly_loss])
 def test_without_attacks_a_batch_costs_its_clean_images_alone(loss):
-    settings = Namespace(n=2, eps=0, sigma=1, lambda_=1, weights="best", clean_weight=1)
+    settings = Namespace(n=2, eps=0, sigma=1, lambda_=1, weights="best")
     model = models.Collaboration([models.ResNet(2, 1, 10, 8) for _ in range(2)])
     units = forward_units(loss, model, torch.rand(4, 1, 8, 8), torch.arange(4), settings)
     assert set(compare.units_of_a_batch("soe", 2, 10, eps=0).values()) == {units}
