@@ -16,8 +16,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from support import files, options, pictures, ranks, speed, tables
-from support.report import html as report_html
+from support import files, options, pictures, ranks, report, speed, tables
 
 import torch
 from torch import Tensor, nn
@@ -302,9 +301,9 @@ class Run:
         if ranks.rank() == 0:
             files.save_checkpoint(self.out / "model.pt", self.checkpoint)
 
-    def finish(self, report: Callable[[nn.Module, Tensor, Tensor, float], dict]) -> None:
-        """Prints the table, report(model, x, y, eps); writes curves.png, metrics.json, which marks
-        the run as finished, and report.html."""
+    def finish(self, evaluate: Callable[[nn.Module, Tensor, Tensor, float], dict]) -> None:
+        """Prints the table, evaluate(model, x, y, eps), and writes curves.png, metrics.json, which
+        marks the run as finished, and report.html."""
         if ranks.rank():
             return
         settings = self.settings
@@ -312,7 +311,7 @@ class Run:
         torch.manual_seed(settings.seed)
         dataset = self.dataset
         x, y = dataset.test_images(self.device)
-        result = report(self.model, x, y, settings.eps)
+        result = evaluate(self.model, x, y, settings.eps)
         tables.print_report(result, self.model.row, len(x), settings.eps, dataset.class_names)
         metrics = {
             "command": " ".join([self.parser.prog, *self.parser.words]),
@@ -326,7 +325,7 @@ class Run:
         curves = pictures.curves(self.history)
         files.write(self.out / "curves.png", curves)
         files.write(self.out / "metrics.json", json.dumps(metrics | result, indent=1).encode())
-        page = report_html(settings, metrics | result, self.model, x, y, curves)
+        page = report.html(settings, metrics | result, self.model, x, y, curves)
         files.write(self.out / "report.html", page)
         print(f"\nWrote {self.out}: {', '.join(sorted(path.name for path in self.out.iterdir()))}")
 
