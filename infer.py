@@ -158,7 +158,7 @@ def run(args: Namespace) -> None:
     answers, titles = print_answers(model, x.to(device), names, classes)
     if args.save:
         # A file has no label: the attack then leads away from the clean answer.
-        y = [answer if label is None else label for answer, label in zip(answers, labels)]
+        y = [answer if label is None else label for answer, label in zip(answers.tolist(), labels)]
         rows, right = {"clean": (x, titles)}, [a == b for a, b in zip(answers, y)]
         for name, attack in attacks.items():
             x_adv = attack(model, x.to(device), torch.tensor(y, device=device))

@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--animate", metavar="GIF", help="also draw the training of f and g")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        out = Path(args.out or files.new_file(Path(), "xor", ".png"))
+        out = Path(args.out or files.new(Path(), "xor", ".png"))
         if args.out:
             files.check_new(out, ".png", "--out")
         if args.animate:

@@ -438,7 +438,7 @@ def test_infer_gives_the_answer_of_the_vote_not_of_the_first_member(capsys):
     answers, titles = print_answers(
         model, torch.ones(1, 1, 8, 8), ["an image"], [*map(str, range(10))]
     )
-    assert answers == [7] and titles == ["7 by the vote"]
+    assert answers.tolist() == [7] and titles == ["7 by the vote"]
     assert "  expert 1: 3\n" in capsys.readouterr().out
 
 

@@ -21,7 +21,6 @@ from torchvision.datasets import CIFAR10
 
 from data import folder
 
-PARTS = ("train", "test")
 FOLDER = Path(__file__).parent
 MAX_IMAGES = 1000  # of the test set, in a table
 
@@ -173,47 +172,39 @@ def _from_npz(path: Path) -> Data:
 
 def _check(name: str, x_train, y_train, x_test, y_test, class_names=None) -> Data:
     """The four arrays as tensors, once they fit each other. Classes without names are numbers."""
-    tensors, num_classes = {}, None
+
+    def need(true: bool, what: str) -> None:
+        if not true:
+            raise ValueError(f"{name}: {what}")
+
+    tensors = []
     for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         x, y = np.asarray(x), np.asarray(y)
-        where = f"{name}: x_{part}"
-        if x.dtype != np.uint8:
-            raise ValueError(f"{where} is {x.dtype}: images must be uint8, 0 to 255")
-        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
-            raise ValueError(
-                f"{where} has shape {x.shape}: it must be N x H x W or N x H x W x C, C 1 or 3"
-            )
-        if len(x) == 0:
-            raise ValueError(f"{where} is empty: it must hold at least one image")
-        if any(side < 8 or side % 4 for side in x.shape[1:3]):
-            raise ValueError(
-                f"{where} has images of {x.shape[1]} x {x.shape[2]}: "
-                "sides must be multiples of 4, from 8 up"
-            )
-        if y.shape not in ((len(x),), (len(x), 1)) or y.dtype.kind not in "iu":
-            raise ValueError(
-                f"{name}: y_{part} is {y.dtype} of shape {y.shape}: "
-                f"it must be one integer for each of the {len(x)} images"
-            )
-        y = y.reshape(-1).astype(np.int64)
-        if num_classes is None:
-            num_classes = len(np.unique(y))
-            if num_classes < 2 or y.min() != 0 or y.max() != num_classes - 1:
-                raise ValueError(
-                    f"{name}: y_train's labels, {y.min()} .. {y.max()}, are out of range: "
-                    "they must be numbered from 0, at least two, and each must occur"
-                )
-        elif y.min() < 0 or y.max() >= num_classes:
-            raise ValueError(
-                f"{name}: y_test's labels, {y.min()} .. {y.max()}, are out of range: "
-                f"y_train's are 0 .. {num_classes - 1}"
-            )
-        x = x[..., None] if x.ndim == 3 else x
-        tensors[f"x_{part}"] = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-        tensors[f"y_{part}"] = torch.from_numpy(y)
-    if tensors["x_train"].shape[1:] != tensors["x_test"].shape[1:]:
-        raise ValueError(
-            f"{name}: x_train has images of shape {x_train.shape[1:]} and x_test "
-            f"of {x_test.shape[1:]}: they must be the same"
-        )
-    return Data(**tensors, name=name, class_names=class_names or [*map(str, range(num_classes))])
+        need(x.dtype == np.uint8, f"x_{part} is {x.dtype}: images must be uint8, 0 to 255")
+        fits = x.ndim == 3 or (x.ndim == 4 and x.shape[3] in (1, 3))
+        what = "it must be N x H x W or N x H x W x C, C 1 or 3"
+        need(fits, f"x_{part} has shape {x.shape}: {what}")
+        need(len(x) > 0, f"x_{part} is empty: it must hold at least one image")
+        fits = all(side >= 8 and side % 4 == 0 for side in x.shape[1:3])
+        what = "sides must be multiples of 4, from 8 up"
+        need(fits, f"x_{part} has images of {x.shape[1]} x {x.shape[2]}: {what}")
+        fits = y.shape in ((len(x),), (len(x), 1)) and y.dtype.kind in "iu"
+        what = f"it must be one integer for each of the {len(x)} images"
+        need(fits, f"y_{part} is {y.dtype} of shape {y.shape}: {what}")
+        x = x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2)
+        tensors += [torch.from_numpy(np.ascontiguousarray(x))]
+        tensors += [torch.from_numpy(y.reshape(-1).astype(np.int64))]
+    x_train, y_train, x_test, y_test = tensors
+    least, most, classes = int(y_train.min()), int(y_train.max()), len(y_train.unique())
+    what = "they must be numbered from 0, at least two, and each must occur"
+    fits = classes >= 2 and least == 0 and most == classes - 1
+    need(fits, f"y_train's labels, {least} .. {most}, are out of range: {what}")
+    fits = y_test.min() >= 0 and y_test.max() <= most
+    what = f"{y_test.min()} .. {y_test.max()}, are out of range: y_train's are 0 .. {most}"
+    need(fits, f"y_test's labels, {what}")
+    shapes = [list(x.shape[1:]) for x in (x_train, x_test)]
+    what = "they must be the same (channels, height, width)"
+    need(
+        shapes[0] == shapes[1], f"x_train has images of {shapes[0]}, x_test of {shapes[1]}: {what}"
+    )
+    return Data(*tensors, name, class_names or [*map(str, range(classes))])

@@ -245,7 +245,7 @@ def show(finished: list[Path], args: Namespace) -> None:
             for doubt in {doubt for result in found for doubt in result["doubts"]}:
                 print(f"\nDoubtful, {method}: {doubt}.")
     if grouped:
-        picture = files.new_file(Path(args.out), "compare", ".png")
+        picture = files.new(Path(args.out), "compare", ".png")
         shown = {
             title: tables.summaries(methods, args.attack) for title, methods in grouped.items()
         }

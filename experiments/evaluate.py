@@ -273,7 +273,7 @@ def run(args: Namespace) -> None:
         results[eps]["doubts"] = doubts(model, x, y, results[eps]["table"][model.row])
         print_report(results[eps], model.row, len(x), eps, dataset.class_names)
         print_referee(results[eps])
-    path = Path(args.out) if args.out else files.new_file(folder, "attacks", ".json", ".png")
+    path = Path(args.out) if args.out else files.new(folder, "attacks", ".json", ".png")
     content = {
         "command": vars(args),
         "row": model.row,

@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import itertools
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 try:
@@ -89,21 +90,21 @@ def lock(folder: str | Path) -> int | None:
     return held
 
 
-def new_file(folder: Path, name: str, *endings: str) -> Path:
-    """`first_free`, claimed. Raises PermissionError."""
-    while True:
+def make_folder(path: Path) -> Path:
+    """Raises FileExistsError where there is one, OSError."""
+    path.mkdir(parents=True)
+    return path
+
+
+def new(folder: Path, name: str, *endings: str, make: Callable[[Path], Path] = claim) -> Path:
+    """name in `folder`, or name-2, name-3 .. where that is taken with any of the endings, made with
+    the first of them. Raises OSError."""
+    for number in itertools.count(1):
+        stem = name if number == 1 else f"{name}-{number}"
+        paths = [folder / f"{stem}{ending}" for ending in endings or ("",)]
         with contextlib.suppress(FileExistsError):  # another process was faster
-            return claim(first_free(folder, name, *endings))
-
-
-def first_free(folder: Path, name: str, *endings: str) -> Path:
-    """name in `folder`, or name-2, name-3 .. where that is taken with any of the endings; the path
-    with the first of them."""
-    endings, stem, number = endings or ("",), name, 1
-    while any((folder / f"{stem}{ending}").exists() for ending in endings):
-        number += 1
-        stem = f"{name}-{number}"
-    return folder / f"{stem}{endings[0]}"
+            if not any(path.exists() for path in paths):
+                return make(paths[0])
 
 
 def check_writable(folder: Path) -> None:
@@ -189,10 +190,8 @@ def load_weights(model: nn.Module, checkpoint: dict) -> None:
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        state[device.type] = getattr(torch, device.type).get_rng_state()
-    return state
+    own = {} if device.type == "cpu" else {device.type: getattr(torch, device.type).get_rng_state()}
+    return {"cpu": torch.get_rng_state()} | own
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:

@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from contextlib import contextmanager
+from functools import partial
 import support
 
 import torch
@@ -64,25 +65,32 @@ class Parser(argparse.ArgumentParser):
         support.end_in_order()
         return super().parse_args(*of, **how)
 
+    def exit(self, status: int = 0, message: str | None = None):
+        first = os.environ.get("RANK", "0") == "0"  # torchrun starts many, and one speaks
+        super().exit(status, message if first else None)
+
     def error(self, message: object):
         name = self.prog.removeprefix("python ").removeprefix("-m ")
         if isinstance(message, OSError) and message.filename:
             message = f"{message.filename}: {message.strerror}"
-        line = f"{name}: error: {' '.join(str(message).split())}\n"
-        self.exit(2, line if os.environ.get("RANK", "0") == "0" else None)  # torchrun starts many
+        self.exit(2, f"{name}: error: {' '.join(str(message).split())}\n")
 
     @contextmanager
-    def errors_in_one_line(self):
-        """Within it, bad input ends with one line and status 2, Ctrl-C with one and status 130; for
-        scripts that run in one process."""
+    def errors_in_one_line(self, alone: bool = True):
+        """Within it, bad input ends with one line and status 2, Ctrl-C with one and status 130. A
+        script that runs `alone` refuses to be one of several processes."""
         try:
-            if "WORLD_SIZE" in os.environ:
+            if alone and "WORLD_SIZE" in os.environ:
                 raise ValueError("not under torchrun: this runs in one process")
             yield
         except (ValueError, OSError) as error:
             self.error(error)
         except KeyboardInterrupt:
             self.exit(130, "stopped\n")
+        except RuntimeError:
+            if os.environ.get("RANK", "0") == "0":
+                raise
+            self.exit(2)  # the process that speaks has said why
         finally:
             from support import files  # which needs this module
 
@@ -156,12 +164,7 @@ def count(text: str, most: int = 10**9) -> int:
     return int(number(text, what, lambda v: 1 <= v <= most and v.is_integer()))
 
 
-def experts(text: str) -> int:
-    return count(text, 100)
-
-
-def threads(text: str) -> int:
-    return count(text, 1024)
+experts, threads = partial(count, most=100), partial(count, most=1024)
 
 
 def depth(text: str) -> int:
@@ -169,13 +172,8 @@ def depth(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number between 0 and 2^63 - 1")
-    return value
+    what = "be a whole number, at least 0, less than 2^53"
+    return int(number(text, what, lambda v: 0 <= v < 2**53 and v.is_integer()))
 
 
 # ------------------------------------------------------------------- options of training scripts

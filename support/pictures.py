@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 
-def subplots(rows: int = 1, columns: int = 1, **how) -> tuple[Figure, Any]:
+def subplots(rows: int = 1, columns: int = 1, squeeze: bool = True, **how) -> tuple[Figure, Any]:
     """A figure and its axes; without pyplot, whose settings are the user's (a notebook's, say)."""
-    squeeze = {"squeeze": how.pop("squeeze", True)}
     figure = Figure(layout="constrained", **how)
-    return figure, figure.subplots(rows, columns, **squeeze)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 def as_png(figure: Figure) -> bytes:
@@ -90,8 +89,7 @@ def curves(history: list[dict]) -> bytes:
     if "robust" in history[0]:
         middle.plot(epochs, [entry["robust"] for entry in history], "ks--", ms=4, label="attacked")
     middle.set_title("accuracy on training images (%)")
-    lines = {"answered": "-", "best": ":"}
-    lines = {key: line for key, line in lines.items() if key in history[0]}
+    lines = {key: line for key, line in (("answered", "-"), ("best", ":")) if key in history[0]}
     for j, marker in zip(range(len(history[0]["best"])), itertools.cycle("osD^v<>p")):
         for key, line in lines.items():
             share, style = [entry[key][j] for entry in history], {"color": f"C{j}", "ms": 5}
@@ -122,7 +120,7 @@ def grid(names: list[str], images: Tensor, titles: list[str], across: int = 6) -
         axis.axis("off")
     for axis, image, name, title in zip(axes.flat, images.cpu(), names, titles):
         axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(f"{name}\n{title}", fontsize=8)
+        axis.set_title(f"{name}\n" + title.replace(", ", "\n"), fontsize=8)
     return as_png(figure)
 
 

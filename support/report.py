@@ -5,13 +5,12 @@ import base64
 import shlex
 from argparse import Namespace
 from pathlib import Path
-from support import pictures
+from support import pictures, tables
 
 from jinja2 import Template
 from torch import Tensor, nn
 
 from attacks import attacks_at, routes
-from models import ask_experts
 
 
 def html(
@@ -44,23 +43,13 @@ def as_text(png: bytes) -> str:
     return base64.b64encode(png).decode()
 
 
-def titles(model: nn.Module, x: Tensor, classes: list[str]) -> tuple[Tensor, list[str]]:
-    """The model's answers to x [N, C, H, W], and these in words: who said what."""
-    logits, score = ask_experts(model, x)
-    answers = model.combine(logits, score).argmax(1)
-    alone = model.row == "collaboration"
-    by = [f" by expert {j + 1}" if alone else "" for j in score.argmax(0)]
-    return answers, [classes[k] + who for k, who in zip(answers, by)]
-
-
 def examples(model: nn.Module, x: Tensor, y: Tensor, eps: float, classes: list[str]) -> dict:
     """Six adversarial examples, and images that are wrong without any attack."""
-    answers, told = titles(model, x, classes)
-    found = {}
-    i = (answers == y).nonzero().squeeze(1)[:60]
+    answers, told = tables.answers(model, x, classes)
+    found, i = {}, (answers == y).nonzero().squeeze(1)[:60]
     if eps and len(i):
         x_adv = attacks_at(eps)["pgd"](model, x[i], y[i])
-        after, told_after = titles(model, x_adv, classes)
+        after, told_after = tables.answers(model, x_adv, classes)
         order = (after == y[i]).int().argsort(stable=True)[:6]  # the fooled ones first
         what, changed = pictures.change(x[i], x_adv, eps)
         rows = {

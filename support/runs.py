@@ -44,23 +44,13 @@ def start(
     status 2 before anything is written.
     """
     settings, given = parser.parse_given(argv)
-    try:
+    with parser.errors_in_one_line(alone=False):
         ranks.start(settings.device)
         ranks.agree(vars(settings))
         settings.method, settings.model = method, model
         run = _set_up(parser, settings, given, stages, check)
         run.announce()
-        return run
-    except (ValueError, OSError) as error:
-        parser.error(error)
-    except RuntimeError:
-        if ranks.rank() == 0:
-            raise
-        sys.exit(2)  # rank 0 has said why
-    except KeyboardInterrupt:
-        if ranks.rank() == 0:
-            print("stopped before training began", file=sys.stderr)
-        sys.exit(130)
+    return run
 
 
 def _set_up(
@@ -87,9 +77,9 @@ def _set_up(
     else:
         dataset = data.load(settings.data, settings.size, settings.test_share)
     fill_in(settings, dataset)
-    if min(settings.batch_size, len(dataset.x_train)) % ranks.count():
-        what = f"{ranks.count()} ranks cannot share a batch"
-        raise ValueError(f"{what} of {min(settings.batch_size, len(dataset.x_train))} images")
+    batch = min(settings.batch_size, len(dataset.x_train))
+    if batch % ranks.count():
+        raise ValueError(f"{ranks.count()} ranks cannot share a batch of {batch} images")
     if not checkpoint:
         settings.stage_epochs = _share_epochs(settings, stages)
     check(settings)
@@ -169,9 +159,7 @@ class Run:
         if isinstance(error, files.SaveError):
             self.parser.error(f"{error}; make room there; {how}")
         if isinstance(error, KeyboardInterrupt):
-            if ranks.rank() == 0:
-                print(f"\nstopped; {how}", file=sys.stderr)
-            sys.exit(130)
+            self.parser.exit(130, f"\nstopped; {how}\n")
 
     def epochs(
         self,
@@ -194,8 +182,6 @@ class Run:
                 if self.checkpoint["scheduler"]["last_epoch"] != done:
                     raise ValueError("its learning rate is that of another epoch")
                 scheduler.load_state_dict(self.checkpoint["scheduler"])
-                seconds = min(entry["seconds"] for entry in self.history[-done:])
-                self.quickest = seconds / self.settings.steps_per_epoch
         if not done:
             self._save(optimizer, scheduler)
         quiet = not sys.stderr.isatty() or ranks.rank() > 0
@@ -206,7 +192,7 @@ class Run:
                 self.bar.set_description(f"stage {stage}, epoch {epoch}/{total}")
                 self.steps, self.total = 0, torch.zeros((), device=self.device)
                 lr, start = scheduler.get_last_lr()[0], time.perf_counter()
-                if epoch == 1 or torch.get_num_threads() < self.most_threads:
+                if epoch == done + 1 or torch.get_num_threads() < self.most_threads:
                     self._choose_threads()
                 self.ended = time.perf_counter()
                 yield epoch
@@ -407,13 +393,7 @@ def make_folder(settings: Namespace) -> str:
         return str(folder)
     method = "" if settings.method.startswith("soe") else f"-{settings.method}"
     name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
-    while True:
-        folder = files.first_free(Path("runs"), name)
-        try:
-            folder.mkdir(parents=True)
-            return str(folder)
-        except FileExistsError:  # another run was faster
-            continue
+    return str(files.new(Path("runs"), name, make=files.make_folder))
 
 
 def _checkpoint_to_resume(folder: str, method: str, given: set[str]) -> dict:
@@ -424,13 +404,10 @@ def _checkpoint_to_resume(folder: str, method: str, given: set[str]) -> dict:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"--resume {folder}: there is no such folder")
     checkpoint = files.load_checkpoint(folder)
-    if checkpoint["method"] != method:
-        theirs = checkpoint["method"]
+    if (theirs := checkpoint["method"]) != method:
         raise ValueError(f"{folder} holds a run of {theirs}, not {method}: use that script")
     if (Path(folder) / "metrics.json").exists():
-        raise ValueError(
-            f"the run in {folder} has finished: start another, or show it with infer.py"
-        )
+        raise ValueError(f"the run in {folder} has finished: start another, or use infer.py")
     return checkpoint
 
 

@@ -6,7 +6,7 @@ On a GPU the experts are compiled and a whole step is captured as one CUDA graph
 
 import statistics
 import sys
-import time
+import timeit
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -92,42 +92,29 @@ LOST = {
 def first_that_works(ways: dict[str, Step], model: nn.Module) -> Step:
     """The first of these {how: step}, fastest first, whose first call does not fail."""
     left = list(ways.items())
-    settled = len(left) == 1
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        nonlocal settled
-        while not settled:
-            how, way = left[0]
+        while len(left) > 1:
+            (how, way), (then, _) = left[:2]
+            restore = restorer(model)
             try:
-                with nothing_left_of_failure(model):
-                    loss = way(x, y)
-                settled = True
+                loss = way(x, y)
+                del left[1:]  # this one works
                 return loss
             except RuntimeError as error:
+                restore()
                 del left[0]
-                settled = len(left) == 1
                 if ranks.rank() == 0:
                     why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-                    now = f"it is taken {left[0][0]}: {LOST[left[0][0]]}"
+                    now = f"it is taken {then}: {LOST[then]}"
                     print(f"{FELL_BACK} {how} ({why}); {now}.", file=sys.stderr)
         return left[0][1](x, y)
 
     return step
 
 
-@contextmanager
-def nothing_left_of_failure(model: nn.Module) -> Iterator[None]:
-    """Where what is within fails, statistics, random numbers and gradients are as before."""
-    restore = restorer(model)
-    try:
-        yield
-    except RuntimeError:
-        restore()
-        raise
-
-
 def restorer(model: nn.Module) -> Callable[[], None]:
-    """A function that puts back batch norm's statistics and the random numbers of now."""
+    """A function that puts back batch norm's statistics and random numbers; no gradient is left."""
     statistics = [buffer.clone() for buffer in model.buffers()]
     on_gpu = next(model.parameters()).is_cuda
     cpu, gpu = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
@@ -204,10 +191,8 @@ def replayed(step: Step, model: nn.Module, drawn: dict) -> Step:
         if kept.get("drawn") != drawn:
             kept.clear()
             release(model)
-            before, torch.backends.cudnn.benchmark = (
-                torch.backends.cudnn.benchmark,
-                SWITCHES["benchmark"],
-            )
+            before = torch.backends.cudnn.benchmark
+            torch.backends.cudnn.benchmark = SWITCHES["benchmark"]
             try:
                 with beside():
                     capture(x, y)  # it records, and computes nothing
@@ -274,12 +259,7 @@ def choose_threads(work: Callable[[], object], most: int) -> int:
     seconds = {}
     for threads in sorted({2**i for i in range(most.bit_length())} | {most}):
         torch.set_num_threads(threads)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        seconds[threads] = statistics.median(times)
+        seconds[threads] = statistics.median(timeit.repeat(work, number=1))
     fastest = min(seconds, key=seconds.get)
     best = fastest if seconds[fastest] <= 2 / 3 * seconds[most] else most
     torch.set_num_threads(best)

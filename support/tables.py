@@ -102,26 +102,31 @@ def print_specialisation(division: dict[str, dict], me: str, class_names: list[s
         _line(f"expert {j + 1}", [f"{share:.0f}/{correct:.0f}" for share, correct in pairs], 8)
 
 
+def answers(model: nn.Module, x: Tensor, classes: list[str]) -> tuple[Tensor, list[str]]:
+    """The model's answers to x [N, C, H, W], [N], and in words: which class, and who says so."""
+    logits, score = ask_experts(model, x)  # [M, N, K], [M, N]
+    found = model.combine(logits, score).argmax(-1)
+    who = [f"the {model.row}"] * len(x)
+    if model.row == "collaboration":
+        pairs = zip(score.argmax(0) + 1, score.sigmoid().amax(0))
+        who = [f"expert {j}, confidence {confidence:.2f}" for j, confidence in pairs]
+    return found, [f"{classes[k]} by {of}" for k, of in zip(found, who)]
+
+
 def print_answers(
     model: nn.Module, x: Tensor, names: list[str], classes: list[str]
-) -> tuple[list[int], list[str]]:
-    """Prints what every expert says of x [N, C, H, W]; returns the answers, and as titles."""
+) -> tuple[Tensor, list[str]]:
+    """Prints what every expert says of x [N, C, H, W], and returns `answers`."""
     logits, score = ask_experts(model, x)  # [M, N, K], [M, N]
-    predictions, answers = logits.argmax(-1), model.combine(logits, score).argmax(-1).tolist()
+    found, in_words = answers(model, x, classes)
     what = {"collaboration": "confidence", "mixture": "weight"}.get(model.row)
     share = torch.softmax(score, 0) if what == "weight" else score.sigmoid()  # [M, N]
-    titles = []
     for i, name in enumerate(names):
         print(name)
-        answering = int(score[:, i].argmax())
-        for j in range(len(logits)):
+        for j, k in enumerate(logits[:, i].argmax(-1)):
             says = f", {what} {share[j, i]:.3f}" if what else ""
-            note = "  <- answers" if what == "confidence" and j == answering else ""
-            print(f"  expert {j + 1}: {classes[predictions[j, i]]}{says}{note}")
-        if what == "confidence":
-            by = f"expert {answering + 1}, confidence {share[answering, i]:.2f}"
-        else:
-            by = f"the {model.row}"
-            print(f"  {model.row}: {classes[answers[i]]}")
-        titles.append(f"{classes[answers[i]]} by {by}")
-    return answers, titles
+            note = "  <- answers" if what == "confidence" and j == score[:, i].argmax() else ""
+            print(f"  expert {j + 1}: {classes[k]}{says}{note}")
+        if what != "confidence":
+            print(f"  {model.row}: {classes[found[i]]}")
+    return found, in_words

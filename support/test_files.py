@@ -138,7 +138,7 @@ def test_a_new_file_s_name_is_taken_at_once_and_given_back_if_nothing_is_written
     files.check_new(path, ".png", "--save")
     with pytest.raises(ValueError, match="is there already"):
         files.check_new(path, ".png", "--save")
-    assert files.new_file(tmp_path, "new", ".png") == tmp_path / "new-2.png"
+    assert files.new(tmp_path, "new", ".png") == tmp_path / "new-2.png"
     files.write(path, b"content")
     files.give_up_claims()
     assert [p.name for p in tmp_path.iterdir()] == ["new.png"]
@@ -154,5 +154,5 @@ def test_ctrl_c_while_saving_leaves_no_litter(tmp_path, monkeypatch):
 def test_a_number_is_free_only_where_every_ending_is(tmp_path):
     for taken in ("table.json", "table-2.png"):
         (tmp_path / taken).touch()
-    assert files.first_free(tmp_path, "table", ".json", ".png") == tmp_path / "table-3.json"
-    assert files.first_free(tmp_path, "new") == tmp_path / "new"
+    assert files.new(tmp_path, "table", ".json", ".png") == tmp_path / "table-3.json"
+    assert files.new(tmp_path, "new", make=files.make_folder) == tmp_path / "new"

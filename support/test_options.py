@@ -38,7 +38,7 @@ BAD_FLAGS = {
     "--batch-size 0": "at least 1",
     "--epochs 0": "at least 1",
     "--epochs 1": "2 stages need at least 2",
-    "--seed -1": "between 0",
+    "--seed -1": "at least 0",
     "--depth 10": "nearest is 8 or 14",
     "--depth 0": "it must be 6n + 2",
     "--data mnist": "digits, cifar10, a FILE.npz or a folder",

@@ -129,7 +129,7 @@ def test_the_command_to_resume_is_right_from_another_folder_too(tmp_path, monkey
 @pytest.mark.parametrize(
     "where, says",
     [
-        ("data.load", "stopped before training began"),
+        ("data.load", "stopped"),
         ("support.files.save_checkpoint", "stopped; nothing was trained yet"),
     ],
 )
