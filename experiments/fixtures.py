@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import train_collab
 
 torch.set_num_threads(1)  # for small networks a second costs more than it gives
@@ -87,9 +86,9 @@ def refused(capsys):
 
 def arrays(**changes) -> dict[str, np.ndarray]:
     """The contents of a FILE.npz: 40 random 8 x 8 images in each part, 4 classes."""
-    rng = np.random.default_rng(0)
-    images = {f"x_{part}": rng.integers(0, 256, (40, 8, 8), dtype=np.uint8) for part in data.PARTS}
-    return images | {f"y_{part}": np.arange(40) % 4 for part in data.PARTS} | changes
+    rng, parts = np.random.default_rng(0), ("train", "test")
+    images = {f"x_{part}": rng.integers(0, 256, (40, 8, 8), dtype=np.uint8) for part in parts}
+    return images | {f"y_{part}": np.arange(40) % 4 for part in parts} | changes
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

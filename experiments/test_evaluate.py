@@ -99,9 +99,8 @@ def test_an_evaluation_repeats_by_its_seed_and_overwrites_nothing(small_run):
 
 def test_without_images_at_most_1000_are_attacked(small_run, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (1100, 8, 8), dtype=np.uint8)
-    many = {
-        f"{name}_{part}": v for part in data.PARTS for name, v in zip("xy", (x, x[:, 0, 0] % 10))
-    }
+    y = x[:, 0, 0] % 10
+    many = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
     np.savez(tmp_path / "many.npz", **many)
     evaluate.main([str(small_run), "--data", str(tmp_path / "many.npz"), "--steps", "1"])
     assert len(saved(small_run)["images"]) == 1000
