@@ -216,7 +216,7 @@ def costs(rivals: tuple[str, ...], sign: int) -> Find:
 
     def find(results: list[dict]) -> list[Evidence]:
         for methods in placed(results).values():
-            units = {method: runs[0].get("units") for (method, M), runs in methods.items()}
+            units = {name: of[0].get("units") for (name, M), of in methods.items() if M == 3}
             if units.get("soe") and all(units.get(rival) for rival in rivals):
                 file = methods["soe", 3][0]["file"]
                 shares = [sign * 100 * (units["soe"] / units[rival] - 1) for rival in rivals]

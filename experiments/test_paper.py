@@ -69,6 +69,13 @@ def test_the_stronger_adp_is_the_rival():
         assert found == pytest.approx(difference)
 
 
+def test_costs_are_those_of_three_experts():
+    units = {("soe", 3): 90, ("gal", 3): 90, ("adp", 3): 80, ("more", 3): 60, ("soe", 5): 200}
+    found = [run(name, {}, M) | {"units": of} for (name, M), of in units.items()]
+    told = {e.where: e.difference for e in claim("SoE's training costs more").find(found)}
+    assert told == pytest.approx({"gal": 0, "adp": 12.5, "more": 50})
+
+
 def test_claims_about_depth_are_those_of_table_4():
     clean = {(2, "soe", 3): 60, (2, "plain", 1): 50, (20, "soe", 3): 81, (20, "plain", 1): 80}
     found = [run(m, {"clean": c}, n, depth, eps=0) for (depth, m, n), c in clean.items()]
