@@ -34,8 +34,8 @@ from experiments.claims import STRONGER
 from models import ResNet
 
 NAMES = "table3 table2 table4 figure3 figure4 figure2 figure1 table1".split()
-DECIDING = ["soe", "plain-together", STRONGER["gal"], "plain-jointly"]  # three seeds at each scale
-OTHERS = ["soe-stage1", "plain", STRONGER["adp"], "more", "dverge"]
+DECIDING = ["soe", "plain-together", "gal", "plain-jointly"]  # three seeds at each scale
+OTHERS = ["soe-stage1", "plain", "adp", "more", "dverge"]
 
 
 class Scale(NamedTuple):
@@ -87,6 +87,8 @@ def jobs(name: str, scale: Scale, args: Namespace) -> list[Namespace]:
 
     def add(methods: list[str], depths: list[int], eps: list[float], M: int, seeds: int) -> None:
         images = 10_000 if eps == [0] else scale.images  # clean images cost nothing
+        if args.scale == "digits":
+            methods = [STRONGER.get(method, method) for method in methods]
         words = ["--methods", *methods, "--depth", *depths, "--eps", *eps, "--n", M]
         words += ["--seeds", seeds, "--epochs", scale.epochs, "--images", images]
         words += ["--data", args.data or scale.data, "--out", Path(args.out) / args.scale]
@@ -197,11 +199,11 @@ def show(name: str, results: Path) -> None:
     kind, number = name[:-1].title(), name[-1]
     maker = {"figure3": "figures34", "figure4": "figures34", "table1": "steps"}.get(name, name)
     found = [tables.read(path) for path in sorted(results.glob("*/*.json"))]
-    if name == "table1":
-        found = [tables.read(path) for path in results.glob("bench_step.json")]
+    shown = [tables.read(path) for path in results.glob("bench_step.json")]
+    shown = shown if name == "table1" else found
     print(f"\n{kind} {number}\n")
-    if maker in tables.MAKERS and found:
-        print(tables.MAKERS[maker](found))
+    if maker in tables.MAKERS and shown:
+        print(tables.MAKERS[maker](shown))
     head, *rows = claims.judged(found)
     print()
     for text, place, said, measured in rows:

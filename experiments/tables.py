@@ -359,14 +359,10 @@ def figure2(results: list[dict]) -> Rows:
     for place, methods in placed(results).items():
         for column in TRANSFER if place.eps else ():
             if found := differences(methods, ("soe", 3), ("soe-stage1", 3), column):
-                shown = [
-                    text(
-                        mean_and_deviation(
-                            [share(r, column) for r in with_column(methods, m, 3, column).values()]
-                        )
-                    )
-                    for m in ("soe", "soe-stage1")
-                ]
+                both = [with_column(methods, m, 3, column) for m in ("soe", "soe-stage1")]
+                seeds = sorted(both[0].keys() & both[1].keys())
+                shares = ([share(of[seed], column) for seed in seeds] for of in both)
+                shown = [text(mean_and_deviation(values)) for values in shares]
                 rows.append([str(place), column[8:], *shown, signed(*interval(found[0]))])
     return rows
 
@@ -463,7 +459,7 @@ def classes(results: list[dict]) -> dict[str, tuple]:
 def drawn() -> dict[str, bytes]:
     """{name: PNG} of the pictures in figures/ that show results."""
     results = HERE / "results"
-    compared = group(map(read, (results / "compare").glob(MAIN)))
+    compared = group(map(read, sorted((results / "compare").glob(MAIN))))
     attacks = next(iter(next(iter(compared.values())).values()))[0]["evaluation"]["attack"]
     shown = {title: summaries(methods, attacks) for title, methods in compared.items()}
     of_model = read(results / "attacks_by_eps.json")

@@ -36,7 +36,8 @@ def claim(start):
         ("more", [(5, 2), (1, 0.5)], "holds"),
         ("more", [(5, 2), (1, 2)], "holds where: place 0"),
         ("more", [(-5, 2), (5, 2)], "holds where: place 1"),
-        ("more", [(-5, 2), (1, 2)], "fails"),
+        ("more", [(-5, 2), (1, 2)], "fails where: place 0"),
+        ("more", [(-5, 2), (-1, 0.5)], "fails"),
         ("more", [(-1, 2), (1, 2)], "undecided"),
         ("same", [(1, 1), (-2, 1)], "holds"),
         ("same", [(1, 3)], "undecided"),
@@ -53,12 +54,15 @@ def test_a_claim_is_judged_on_the_same_images_and_seeds_alone():
     found = claim("Under Square SoE keeps more than MoRE").find
     ours = [run("soe", {"square": 60}, seed=seed) for seed in (0, 1)]
     theirs = [run("more", {"square": 50}, seed=seed) for seed in (1, 2)]
-    ((where, difference, half, _),) = found([*ours, *theirs])
+    ((where, difference, half, _, seeds),) = found([*ours, *theirs])
     assert where == "digits, ResNet2, eps 0.1" and difference == pytest.approx(10)
-    assert 0 < half < 10
+    assert 0 < half < 10 and seeds == 1
     assert not found([ours[0], theirs[0]])  # no seed that both have
     assert not found([ours[1], run("more", {"square": 50}, seed=1, depth=8)])
     assert not found([ours[1], run("more", {"square": 50}, seed=1, data="digits-val")])
+
+
+PHOTOS = {"data_name": "cifar10-jpeg-10000", "epochs": 12}
 
 
 def test_the_stronger_adp_is_the_rival():
@@ -67,6 +71,11 @@ def test_the_stronger_adp_is_the_rival():
     for rivals, difference in (([weak], 50), ([weak, strong], -10)):
         ((_, found, *_),) = find([run("soe", {"square": 60}), *rivals])
         assert found == pytest.approx(difference)
+    photos = [r | {"settings": r["settings"] | PHOTOS} for r in (weak, strong)]
+    ((_, found, *_),) = find(
+        [run("soe", {"square": 60}) | {"settings": photos[0]["settings"]}, *photos]
+    )
+    assert found == pytest.approx(50)  # chosen on digits, and there alone
 
 
 def test_costs_are_those_of_three_experts():
@@ -108,13 +117,15 @@ def test_what_evaluate_measures_elsewhere_is_kept_apart():
     of_eps = {"correct": {"clean": "11", "square": "10", "transfer3": "11", "worst": "10"}}
     settings = {"method": "soe", "eps": 0.1, "seed": 0}
     told = {"model": settings, "row": "vote", "file": "a.json", "eps": {"0.1": of_eps, "0.2": {}}}
-    command = {"queries": 5000, "part": "vote"}
+    command = {"queries": 5000, "part": "vote", "steps": 20}
     (found,) = claims.runs_of(told | {"command": command})
     assert found["method"] == "soe's vote"
     assert found["correct"] == {"transfer3": "11", "square5000": "10"}
     (found,) = claims.runs_of(told | {"command": command | {"queries": 1000}})
     assert found["correct"] == of_eps["correct"]
-    whole = {"queries": 1000, "part": None}
+    (found,) = claims.runs_of(told | {"command": command | {"queries": 1000, "steps": 100}})
+    assert "worst" not in found["correct"]
+    whole = {"queries": 1000, "part": None, "steps": 20}
     (found,) = claims.runs_of(told | {"command": whole})
     assert (found["method"], found["correct"]) == ("soe", {"transfer3": "11"})
     (found,) = claims.runs_of(told | {"command": whole | {"temperature": 0.3}})
