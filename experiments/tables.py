@@ -90,10 +90,10 @@ def comparison(methods: dict[str, list[dict]]) -> Rows:
     rows = [["", "units", *(HEADINGS.get(c, c) for c in columns), of_first, "alone", "any"]]
     for method, results in methods.items():
         difference = "-"
-        seeds = [result["settings"]["seed"] for result in results]
-        same = [result for result in first if result["settings"]["seed"] in seeds]
-        if method != first[0]["method"] and len(same) == len(results):
-            pair = [[result["correct"][decisive] for result in part] for part in (results, same)]
+        by_seed = [{r["settings"]["seed"]: r for r in part} for part in (results, first)]
+        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())  # the others have no pair
+        if method != first[0]["method"] and seeds:
+            pair = [[of[seed]["correct"][decisive] for seed in seeds] for of in by_seed]
             difference = "{:+.1f} ± {:.1f}".format(*paired_difference(*pair))
         experts = [statistics.mean(alone(r)) for r in results]
         shown = [text(cells(results, column)) for column in columns]
