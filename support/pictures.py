@@ -12,6 +12,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+PLAIN = {"fontsize": 9, "parse_math": False}  # names of files and classes, with $ in them
+
 
 def subplots(rows: int = 1, columns: int = 1, squeeze: bool = True, **how) -> tuple[Figure, Any]:
     """A figure and its axes; without pyplot, whose settings are the user's (a notebook's, say)."""
@@ -120,7 +122,7 @@ def grid(names: list[str], images: Tensor, titles: list[str], across: int = 6) -
         axis.axis("off")
     for axis, image, name, title in zip(axes.flat, images.cpu(), names, titles):
         axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(f"{name}\n" + title.replace(", ", "\n"), fontsize=8)
+        axis.set_title(f"{name}\n" + title.replace(", ", "\n"), **PLAIN | {"fontsize": 8})
     return as_png(figure)
 
 
@@ -139,7 +141,7 @@ def strip(names: list[str], rows: dict[str, tuple[Tensor, list[str]]]) -> bytes:
         for axis, image, title in zip(of_row, images.cpu(), titles):
             axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-            axis.set_title(title.replace(", ", "\n"), fontsize=9)
+            axis.set_title(title.replace(", ", "\n"), **PLAIN)
     for axis, name in zip(axes[0], names):
-        axis.set_title(name.replace(", ", "\n") + "\n" + axis.get_title(), fontsize=9)
+        axis.set_title(name.replace(", ", "\n") + "\n" + axis.get_title(), **PLAIN)
     return as_png(figure)
