@@ -128,7 +128,7 @@ def test_a_part_of_the_model_is_attacked_alone(small_run, capsys):
         ("--seeds 0", "at least 1"),
         ("--restarts 0", "at least 1"),
         ("--images 0", "at least 1"),
-        (f"--seed {10**30}", "between 0"),
+        (f"--seed {10**30}", "less than 2^53"),
         ("--part 3", "an expert, 1 to 2"),
         ("--part 0", "an expert, 1 to 2"),
     ],
