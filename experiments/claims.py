@@ -270,8 +270,7 @@ CLAIMS = [
         on_xor("joint", "vote"),
     ),
     Claim(
-        "So do they, no worse, where the best one's error is minimised and a third function learns "
-        "which one that is",
+        "They do so as well where the best one's error is minimised and g learns which one that is",
         "3.1",
         "same",
         on_xor("trap", "joint"),
