@@ -109,21 +109,26 @@ def auto_pgd(
     targets: int = 9,
 ) -> Tensor:
     """AutoPGD with cross-entropy, then with targeted DLR (CW where there are fewer than 4 classes)
-    towards each of the `targets` likeliest wrong classes.
+    towards each of the `targets` likeliest wrong classes, each on the images still correct then.
 
     x [B, C, H, W], y [B] -> each image's worst point. Raises ValueError as `apgd`.
     """
-    with torch.no_grad():
-        logits = model(x)
+    ask, x_adv = torch.no_grad()(model), x.detach().clone()
+    logits = ask(x)
     K = logits.shape[1]
-    losses: list[Loss] = [cross_entropy]
-    if K < 4:
-        losses.append(cw_loss)
-    else:
-        wrong = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)  # [B, K]
-        ranks = range(min(targets, K - 1))
-        losses += [partial(targeted_dlr_loss, target=wrong[:, rank]) for rank in ranks]
-    return worst_of(model, x, y, (apgd(model, x, y, eps, steps, loss) for loss in losses))
+    wrong = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)  # [B, K]
+    for rank in (None, *range(min(targets, K - 1) if K >= 4 else 1)):
+        left = logits.argmax(1) == y  # [B]
+        if not left.any():
+            break
+        loss: Loss = cross_entropy if rank is None else cw_loss
+        if rank is not None and K >= 4:
+            loss = partial(targeted_dlr_loss, target=wrong[left, rank])
+        before, labels = x_adv[left], y[left]
+        after = apgd(model, x[left], labels, eps, steps, loss)
+        x_adv[left] = worst_of(model, before, labels, [before, after])
+        logits = ask(x_adv)
+    return x_adv
 
 
 def adaptive_auto_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:

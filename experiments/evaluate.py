@@ -4,6 +4,7 @@
     python -m experiments.evaluate RUN --eps 0.1 --part vote    # or 1, 2 .. for one expert
     python -m experiments.evaluate RUN --eps 0.1 --attack square --queries 5000 --seeds 5
     python -m experiments.evaluate RUN --attack transfer3 transfer30 --transfer transfer.npz
+    python -m experiments.evaluate RUN --others RUN2 RUN3       # images made against those, too
 
 By default PGD (20 steps), AutoPGD (cross-entropy and 9 targets), Square, and the adaptive attack,
 which misleads who answers. `worst` counts an image only if it is correct under all of them; which
@@ -67,6 +68,14 @@ def attacks_at(
 def restarted(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, restarts: int) -> Tensor:
     """Each image's worst point of several runs of an attack: x [B, C, H, W], y [B] -> x_adv."""
     return worst_of(model, x, y, (attack(model, x, y) for _ in range(restarts)))
+
+
+def made_elsewhere(
+    model: nn.Module, x: Tensor, y: Tensor, others: Sequence[nn.Module], attack: Attack
+) -> Tensor:
+    """Each image's worst point of those that the attack finds against other models, the model being
+    unknown to it: x [B, C, H, W], y [B] -> x_adv."""
+    return worst_of(model, x, y, (attack(other, x, y) for other in others))
 
 
 def correct_on_transferred(
@@ -227,6 +236,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=options.seed, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
+    what = "also the images that AutoPGD finds against these models"
+    add("--others", metavar="RUN", nargs="+", default=[], help=what)
     add("--data", help="the data set, where its file has moved")
     add("--out", metavar="FILE", help="the .json file (default: attacks.json in the run's folder)")
     options.add_device(parser)
@@ -257,6 +268,10 @@ def run(args: Namespace) -> None:
         raise ValueError(f"{missing[0]} needs --transfer FILE, from experiments/transfer_set.py")
     transfer = {name: images.to(device) for name, images in transfer.items() if name in names}
     made_here = [name for name in names if name not in TRANSFER]
+    others = [infer.load(other, device) for other in args.others]
+    for path in args.others:
+        if files.load_checkpoint(path)["settings"]["data_checksum"] != dataset.checksum:
+            raise ValueError(f"{path} was trained on other images")
     folder = Path(args.checkpoint)
     folder = folder if folder.is_dir() else folder.parent
     if args.out:
@@ -269,6 +284,9 @@ def run(args: Namespace) -> None:
         how = (args.steps, args.queries, args.rescale, args.restarts)
         seeds = range(args.seed, args.seed + args.seeds)
         made = attacks_at(made_here, model, eps, *how)
+        if others:
+            search = attacks_at(["apgd"], model, eps, *how)["apgd"]
+            made["others"] = partial(made_elsewhere, others=others, attack=search)
         results[eps] = report(model, x, y, made, transfer, seeds)
         results[eps]["doubts"] = doubts(model, x, y, results[eps]["table"][model.row])
         print_report(results[eps], model.row, len(x), eps, dataset.class_names)

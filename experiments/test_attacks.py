@@ -97,17 +97,35 @@ def test_autopgd_takes_cross_entropy_and_the_likeliest_wrong_classes(monkeypatch
     assert {loss.func for loss in targeted} == {targeted_dlr_loss}
 
 
+def test_autopgd_leaves_images_alone_that_are_wrong_already(monkeypatch):
+    """So it costs less; the targets are those of the images that are left."""
+    x, y, seen = torch.tensor([0.9, 0.1, 0.8, 0.7]).view(4, 1, 1, 1), torch.zeros(4).long(), []
+
+    def model(z):  # class 0 where bright; class 2 the likeliest wrong one of the brightest image
+        z = z.flatten()
+        return torch.stack([z, 0.5 + 0 * z, z - 0.35, 0 * z], 1)
+
+    def record(model, x, y, eps, steps, loss, **_):  # darkens the first of its images
+        target = loss.keywords["target"].tolist() if isinstance(loss, partial) else None
+        seen.append((x.flatten().tolist(), target))
+        return torch.cat([0 * x[:1], x[1:]])
+
+    monkeypatch.setattr(autopgd, "apgd", record)
+    x_adv = auto_pgd(model, x, y, eps=1, steps=5)
+    assert x_adv.flatten().tolist() == pytest.approx([0, 0.1, 0, 0])
+    bright = x.flatten().tolist()
+    assert seen == [(bright[:1] + bright[2:], None), (bright[2:], [1, 1]), (bright[3:], [2])]
+
+
 def test_the_adaptive_attack_by_autopgd_takes_the_answer_and_who_answers(monkeypatch):
     model = Collaboration([ResNet(2, 1, 4, 8)] * 3).eval()
     model.all_experts = lambda x: (torch.zeros(3, len(x), 4), x.view(1, -1).expand(3, -1))
     model.combine = lambda logits, score: torch.stack([score[0], 1 - score[0], *[-score[0]] * 2], 1)
-    x, y, made = torch.zeros(6, 1, 1, 1), torch.ones(6, dtype=torch.long), []
+    x, y, made = torch.arange(6).view(6, 1, 1, 1) / 100, torch.ones(6, dtype=torch.long), []
 
     def record(model, x, y, eps, steps, loss, **_):  # the k-th attempt turns image k bright
         made.append(getattr(loss, "func", loss).__name__)
-        x_adv = x.clone()
-        x_adv[len(made) - 1] = 1.0
-        return x_adv
+        return torch.where((x - (len(made) - 1) / 100).abs() < 1e-6, 1.0, x)
 
     monkeypatch.setattr(autopgd, "apgd", record)
     x_adv = adaptive_auto_pgd(model, x, y, eps=0.1, steps=5)

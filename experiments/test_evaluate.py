@@ -117,6 +117,18 @@ def test_a_part_of_the_model_is_attacked_alone(small_run, capsys):
     assert alone["expert 1"]["pgd"] == alone["collaboration"]["pgd"]
 
 
+def test_images_made_against_other_models_are_tried_too(small_run, whole):
+    """Made against itself, as strong as its own attack; against another, weaker than that."""
+    how = f"--attack apgd --eps 0.2 --steps 3 --images 100 --part vote --others {whole}".split()
+    evaluate.main([str(small_run), *how])
+    table = saved(small_run)["eps"]["0.2"]["table"]["vote"]
+    assert 0 < table["apgd"] < table["others"] < table["clean"]
+    assert table["worst"] <= table["apgd"]
+    evaluate.main([str(small_run), *how[:-4], "--others", str(whole)])
+    table = saved(small_run, "attacks-2.json")["eps"]["0.2"]["table"]["collaboration"]
+    assert abs(table["apgd"] - table["others"]) < 5
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
