@@ -157,6 +157,28 @@ def attacked(results: list[dict]) -> Rows:
     return rows
 
 
+def stronger(results: list[dict]) -> Rows:
+    """Models attacked once more, over their seeds: files of experiments.evaluate, beside those of
+    experiments.compare in photos/. The last row is the second method's less the first's."""
+    methods: dict[str, list[dict]] = {}
+    for result in sorted(results, key=lambda result: result["model"]["seed"]):
+        (of_eps,) = result["eps"].values()
+        before = read(HERE / "results" / "photos" / Path(result["file"]).name)
+        weaker = before["correct"]["worst"]
+        again = {"worst, on these": of_eps["correct"]["worst"][: len(weaker)]}
+        again["by the weaker attacks"] = weaker
+        methods.setdefault(before["method"], []).append(of_eps["correct"] | again)
+    (first, ours), (second, theirs) = methods.items()
+    shown = [HEADINGS.get(column, column) for column in ours[0]]
+    rows = [["", *shown], [first], [second], [f"{second}, more"]]
+    for column in ours[0]:
+        bits = [[correct[column] for correct in of] for of in (ours, theirs)]
+        for row, of_seeds in zip(rows[1:], bits):
+            row.append(text(mean_and_deviation([percent_of(one) for one in of_seeds])))
+        rows[3].append(signed(*paired_difference(bits[1], bits[0])))
+    return rows
+
+
 def steps(results: list[dict]) -> Rows:
     """Time of a training step: a file of experiments.bench_step."""
     (result,) = results
@@ -349,7 +371,10 @@ def fronts(results: Iterable[dict]) -> dict[str, dict[str, dict[float, dict[str,
 
 
 def share(run: dict, column: str) -> float:
-    bits = run["correct"][column]
+    return percent_of(run["correct"][column])
+
+
+def percent_of(bits: str) -> float:
     return 100 * bits.count("1") / len(bits)
 
 
@@ -413,6 +438,7 @@ MAKERS = {
     "decided": grouped_markdown(decided),
     "attacked": lambda results: markdown(attacked(results)),
     "earlier": lambda results: markdown(earlier(results)),
+    "stronger": lambda results: markdown(stronger(results)),
     "steps": lambda results: markdown(steps(results)),
     "tools": lambda results: markdown(tools(results)),
     "run": run_table,

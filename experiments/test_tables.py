@@ -1,6 +1,7 @@
 """Statements about what is reported that must hold: no number without its file."""
 
 import io
+import json
 import math
 
 import numpy as np
@@ -100,6 +101,26 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     _, of_soe = tables.routing(methods)  # nobody answers alone in the other
     assert of_soe == ["soe", "4.0 ± 0.0", "50.0 ± 0.0", "25.0 ± 0.0", "75.0 ± 0.0", "75.0 ± 0.0"]
     assert tables.decided(methods)[1] == ["soe", "4 (2)"]
+
+
+def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    (tmp_path / "results" / "photos").mkdir(parents=True)
+    found = []
+    for method, before, now in (("plain", "1100", "10001111"), ("soft", "1110", "11101111")):
+        for seed in (0, 1):
+            name = f"results/photos/{method}-{seed}.json"
+            (tmp_path / name).write_text(json.dumps(result(method, seed, {"worst": before})))
+            eps = {"0.1": {"correct": {"clean": "1" * 8, "worst": now}}}
+            found.append({"file": f"strong/{method}-{seed}.json", "model": {"seed": seed}})
+            found[-1]["eps"] = eps
+    columns, first, second, difference = tables.stronger(found)
+    assert columns == ["", "clean", "worst", "worst, on these", "by the weaker attacks"]
+    assert first[0] == "plain" and second == [
+        "soft",
+        *(f"{v:.1f} ± 0.0" for v in (100, 87.5, 75, 75)),
+    ]
+    assert [cell.split()[0] for cell in difference[2:]] == ["+25.0", "+50.0", "+25.0"]
 
 
 def test_the_plane_and_the_fronts_put_each_run_in_its_place():
