@@ -167,7 +167,10 @@ def judge(entry: Path, folds: int, budget: int) -> tuple[dict, list[dict]]:
     x = torch.cat([digits.x_train, digits.x_test])
     y = torch.cat([digits.y_train, digits.y_test])
     part = torch.from_numpy(np.random.default_rng(0).permutation(len(x)) % FOLDS)
-    method = own_module(str(entry))
+    try:
+        method = own_module(str(entry))
+    except Exception as error:  # whatever there is in a student's file
+        raise ValueError(f"{entry}: {type(error).__name__}: {error}") from None
     combine = getattr(method, "COMBINE", None)
     settings_of(combine)
     if not callable(getattr(method, "loss", None)):

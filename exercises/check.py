@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,7 +189,11 @@ def judge(number: int, mine: Answers) -> Judged:
         shapes = [p for p in of.probes if mine[p].shape != right[p].shape]
         wrong = [p for p in of.probes if not same(mine[p], right[p], tolerance)]
         if failed and undone(mine[failed[0]]):
+            other = re.search(r"exercise (\d+): (\w+)", str(mine[failed[0]]))
             why = "not written yet"
+            if other and int(other[1]) != number:
+                why = f"it needs {other[2]}, which exercise {other[1]} asks for and this handout "
+                why += f"lacks: use the handout of unit {number}"
         elif failed:
             once = len(set(map(str, mine.values()))) == 1  # nothing of the file could be imported
             why = str(mine[failed[0]]) if once else f"{failed[0]}: {mine[failed[0]]}"
@@ -209,7 +214,7 @@ def draw(number: int, mine: Answers, path: Path) -> bool:
     numbers = {probe: value for probe, value in mine.items() if not is_error(value)}
     figure, axes = pictures.subplots(figsize=(6, 4))
     module.draw(axes, expected(number)[""], {"color": "0.7", "lw": 5, "label": "right"})
-    with contextlib.suppress(KeyError, ValueError):  # there is none, or it has another shape
+    with contextlib.suppress(Exception):  # there is none, or of another shape
         module.draw(axes, numbers, {"color": "red", "lw": 1.5, "label": "yours"})
     axes.legend()
     axes.set_title(title_of(module), fontsize=10)

@@ -95,7 +95,7 @@ def attacked(linear: bool, steps: int) -> Callable:
 
 
 GRAD = torch.tensor([1.0, 2.0, 2.0, 4.0], dtype=torch.float64).view(1, 2, 1, 2)
-GRAD = torch.cat([GRAD, GRAD / 10, GRAD * 0])
+GRAD = torch.cat([GRAD, GRAD / 100, GRAD * 0])
 FROM = torch.linspace(-0.1, 1, 12, dtype=torch.float64).view(3, 2, 1, 2)
 PROBES = {
     "a linear network, 1 step": attacked(True, 1),
@@ -107,7 +107,7 @@ PROBES = {
     "the result asks for no gradient": lambda own: float(
         own.pgd(network(True), images(), Y, **HOW, steps=2).requires_grad
     ),
-    "l2: gradients (1, 2, 2, 4), a tenth of it, 0": lambda own: own.l2_step(
+    "l2: gradients (1, 2, 2, 4), a hundredth of it, 0": lambda own: own.l2_step(
         FROM.clone(), GRAD, 0.5
     ),
 }

@@ -47,7 +47,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 LOGITS, SCORE = 3 * numbers(3, 4, 5), numbers(3, 4, seed=3)
 SURE = torch.tensor([[[0.0, -900.0]], [[0.0, -899.0]]], dtype=torch.float64)  # p is 0 in float64
-SURE = SURE.expand(2, 3, 2)  # three images
+SURE = SURE.repeat(1, 3, 1)  # three images
 BY_HAND = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 3.0]]], dtype=torch.float64)
 
 
@@ -64,6 +64,9 @@ PROBES = {
         BY_HAND, torch.tensor([[0.1], [0.9], [0.5]]).double()
     ),
     "three experts, four images": lambda own: own.combine(LOGITS, SCORE),
+    "the same logits; scores that differ by a millionth": lambda own: own.combine(
+        BY_HAND, 0.5 + torch.tensor([[0.0], [2e-6], [1e-6]]).double()
+    ),
     "gradient to the scores": gradient_to_scores,
     "vote of (2, 0), (0, 1), (0, 3)": lambda own: own.vote(BY_HAND),
     "vote of three experts, four images": lambda own: own.vote(LOGITS),
@@ -72,14 +75,15 @@ PROBES = {
         BY_HAND, torch.tensor([[0.1], [0.9], [0.5]]).double()
     ),
     "top two, four images": lambda own: own.top_two(LOGITS, SCORE),
+    "top two of logits (0, -900), (0, -899)": lambda own: own.top_two(SURE, SCORE[:2, :3]),
 }
 NAMES = list(PROBES)
 PROPERTIES = [
-    Property("the most confident expert answers, for each image", 2, NAMES[:2]),
-    Property("no gradient reaches the scores", 1, NAMES[2:3]),
-    Property("the vote is the mean of probabilities, as a logarithm", 2, NAMES[3:5]),
-    Property("it is exact where probabilities underflow", 1, NAMES[5:6]),
-    Property("two experts vote, the most confident ones of each image", 2, NAMES[6:]),
+    Property("the most confident expert answers, for each image", 2, NAMES[:3]),
+    Property("no gradient reaches the scores", 1, NAMES[3:4]),
+    Property("the vote is the mean of probabilities, as a logarithm", 2, NAMES[4:6]),
+    Property("it is exact where probabilities underflow", 1, NAMES[6:7]),
+    Property("two experts vote, the most confident ones of each image", 2, NAMES[7:]),
 ]
 MISTAKES = {
     "a softmax for the argmax": "That mixes all experts: Algorithm 1 lets one answer.",
@@ -158,6 +162,12 @@ def more() -> dict[str, dict[str, Callable]]:
         values, which = score.topk(2, 0)
         return F.log_softmax(logits.take_along_dim(which[:, :, None], 0), -1), values
 
+    def plain(logits):
+        return logits.softmax(-1).mean(0).log()
+
+    def plain_two(logits, score):
+        return plain(logits.take_along_dim(score.topk(2, 0).indices[:, :, None], 0))
+
     def likeliest(logits, score):
         return combine(logits, logits.softmax(-1).max(-1).values)
 
@@ -166,7 +176,7 @@ def more() -> dict[str, dict[str, Callable]]:
         return torch.logsumexp(log_p + F.log_softmax(values, 0)[:, :, None], 0)
 
     return {
-        "the plain logarithm": {"vote": lambda z: z.softmax(-1).mean(0).log()},
+        "the plain logarithm": {"vote": plain, "top_two": plain_two},
         "softmax over the experts": {"vote": lambda z: z.softmax(0).mean(0).log()},
         "ln B for ln M": {"vote": lambda z: vote(z) + math.log(len(z)) - math.log(z.shape[1])},
         "the likeliest class decides": {"combine": likeliest},

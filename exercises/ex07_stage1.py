@@ -61,7 +61,7 @@ def attack_by_eps(
     return x_adv
 
 
-SETTINGS = Namespace(n=3, eps=0.1, alpha=0.05, steps=2, sigma=0.5, lambda_=0.7, random_start=False)
+SETTINGS = Namespace(n=3, eps=0.1, alpha=0.05, steps=4, sigma=0.5, lambda_=0.7, random_start=False)
 
 
 def batch(M: int = 3) -> tuple[nn.Module, Tensor, Tensor]:
@@ -84,12 +84,14 @@ def gradients(own: object) -> list[Tensor]:
     return [w.grad if w.grad is not None else torch.zeros_like(w) for w in model.parameters()]
 
 
-def seen_by_batch_norm(own: object) -> list[float]:
-    """How many batches every batch norm has seen, the mean that it keeps, and the mode after."""
+def seen_by_batch_norm(own: object) -> list[Tensor]:
+    """How many batches every batch norm has seen, the mode after, and 100 times the means that it
+    keeps, in which the last batch counts most."""
     model, x, y = batch()
     own.stage1_loss(model, x, y, SETTINGS)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return [norm.num_batches_tracked.item() for norm in norms] + [float(model.training)]
+    seen = torch.stack([norm.num_batches_tracked for norm in norms])
+    return [seen, torch.tensor(model.training), *(100 * norm.running_mean for norm in norms)]
 
 
 def by_eps(own: object) -> Tensor:
@@ -108,7 +110,7 @@ def left_behind(own: object) -> list[float]:
 PROBES = {
     "the losses of three and of two experts on six images": loss,
     "its gradients for all weights": gradients,
-    "batches that each batch norm has seen; train mode after": seen_by_batch_norm,
+    "batches each batch norm has seen; train mode after; 100 x the means kept": seen_by_batch_norm,
     "six images, eps 0 to .2, 5 steps": by_eps,
     "0 where no gradient is in the weights, none asked for, x not changed": left_behind,
 }
@@ -143,6 +145,8 @@ MISTAKES = {
     "the ball left": "After each step comes the projection onto the image's own ball.",
     "[0, 1] left": "After each step pixels are cut to [0, 1].",
     "no clean half": "The clean batch is learned as well.",
+    "the adversarial batch first": "The clean batch comes first: in batch norm the last counts "
+    "most.",
     "stays in eval mode": "After the attack comes model.train(): the batches are to move the "
     "statistics, and to be normalised by their own.",
     "eps of the first image": "Every image got the same eps.",
@@ -203,6 +207,14 @@ def more() -> dict[str, dict[str, Callable]]:
 
         return {"stage1_loss": stage1_loss}
 
+    def turned(model, x, y, settings):
+        M = settings.n
+        model.eval()
+        x_adv = attack_each_expert(model, x, y, settings)
+        model.train()
+        adversarial = sample_loss(model, x_adv, y.repeat(M), settings).mean()
+        return M * (adversarial + sample_loss(model, x, y, settings).mean())
+
     def moved(radius: Callable, step: Callable, project: Callable) -> dict[str, Callable]:
         def attack_by_eps(model, x, y, eps, steps):
             eps, x_adv = eps[:, None, None, None], x.clone()
@@ -232,6 +244,7 @@ def more() -> dict[str, dict[str, Callable]]:
         "a sum for a mean": staged(mean=Tensor.sum),
         "ends in eval mode": staged(end=nn.Module.eval),
         "the clean batch in eval mode": staged(clean=nn.Module.eval),
+        "the adversarial batch first": {"stage1_loss": turned},
         "the whole model attacked": staged(attack=training_attack),
         "a gradient left behind": {"attack_by_eps": left},
         "the largest eps": moved(lambda eps: eps.max(), lambda eps, _: eps.max() / 3, ball),

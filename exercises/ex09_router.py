@@ -21,7 +21,6 @@ import data
 import infer
 from attacks import expert_losses, margin_loss
 from exercises import HERE, Answers, Property, shaped
-from models import ResNet
 
 MINUTES, PAPER = 70, "appendix 4.2"
 IMPORTS = """import torch
@@ -44,8 +43,8 @@ REBUILD = {
 TWIST = {
     "my_attack": "x_adv [B, C, H, W] within eps of x and in [0, 1], at which the model, a "
     "Collaboration, is wrong as often as possible. The gradient may be taken at most `passes` "
-    "times for the whole batch, by all experts; asking without a gradient costs nothing. "
-    "x, y and the model stay as they are."
+    "times for the whole batch, by all experts; asking without a gradient costs nothing, "
+    "but all of it has 20 s. x, y and the model stay as they are."
 }
 
 
@@ -82,18 +81,15 @@ def test_set() -> tuple[Tensor, Tensor]:
 
 def attacked(own: object) -> list[Tensor]:
     """Gradient passes of the batch; what the attack has made of it."""
-    model, (x, y), asked, features = infer.load(HERE / "model.pt"), test_set(), [], ResNet.features
+    model, (x, y), asked = infer.load(HERE / "model.pt"), test_set(), []
 
-    def counted(self, images: Tensor) -> Tensor:
-        asked.append(len(images) if torch.is_grad_enabled() and images.requires_grad else 0)
-        return features(self, images)
+    def count(_, inputs: tuple[Tensor]) -> None:
+        asked.append(len(inputs[0]) if torch.is_grad_enabled() and inputs[0].requires_grad else 0)
 
+    for expert in model.experts:
+        expert.backbone.register_forward_pre_hook(count)
     torch.manual_seed(0)
-    ResNet.features = counted
-    try:
-        x_adv = shaped(own.my_attack(model, x.clone(), y.clone(), EPS, PASSES).detach(), *x.shape)
-    finally:
-        ResNet.features = features
+    x_adv = shaped(own.my_attack(model, x.clone(), y.clone(), EPS, PASSES).detach(), *x.shape)
     return [torch.tensor(sum(asked) / len(x) / len(model.experts)), x_adv]
 
 
@@ -133,7 +129,7 @@ def weaker(mine: Answers, right: Answers) -> str | None:
         return f"{passes:g} gradient passes: {PASSES} are allowed"
     left, ours = left_correct(x_adv), left_correct(theirs)
     if left > ours + ALLOWED:
-        return f"your attack leaves {left:.1f} %, ours {ours:.1f} % (PGD alone about 24 %)"
+        return f"your attack leaves {left:.1f} %, ours {ours:.1f} % (PGD alone more than 20 %)"
     return None
 
 

@@ -68,6 +68,13 @@ def gradients(own: object) -> list[Tensor]:
     return [w.grad if w.grad is not None else torch.zeros_like(w) for w in model.parameters()]
 
 
+def kept_by_batch_norm(own: object) -> list[Tensor]:
+    """100 times the means that batch norm keeps, in which the last batch counts most."""
+    model, x, y = batch()
+    own.together_loss(model, x, y, SETTINGS)
+    return [100 * m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
 def counted(method: str) -> Callable:
     return lambda own: [own.passes(method, M, S) for M, S in ((1, 10), (3, 10), (5, 7))]
 
@@ -75,6 +82,7 @@ def counted(method: str) -> Callable:
 PROBES = {
     "the loss of three members on six images": lambda own: own.together_loss(*batch(), SETTINGS),
     "its gradients for all weights": gradients,
+    "100 times the means that batch norm keeps": kept_by_batch_norm,
     "plain: M, S = 1, 10; 3, 10; 5, 7": counted("plain"),
     "together": counted("together"),
     "soe-stage1": counted("soe-stage1"),
@@ -82,9 +90,9 @@ PROBES = {
 }
 NAMES = list(PROBES)
 PROPERTIES = [
-    Property("every member learns its own cross-entropy on attacks against the vote", 4, NAMES[:2]),
-    Property("the two ensembles cost the same", 2, NAMES[2:4]),
-    Property("stage 1 is quadratic in M, and SoE the mean of its stages", 2, NAMES[4:]),
+    Property("every member learns its own cross-entropy on attacks against the vote", 4, NAMES[:3]),
+    Property("the two ensembles cost the same", 2, NAMES[3:5]),
+    Property("stage 1 is quadratic in M, and SoE the mean of its stages", 2, NAMES[5:]),
 ]
 MISTAKES = {
     "each member attacked": "Here the vote is attacked, and all members learn the same images.",
@@ -94,6 +102,7 @@ MISTAKES = {
     "no clean half": "The clean batch is learned as well.",
     "the mean of the two": "The losses on clean and on attacked images are summed.",
     "the clean half twice": "The second batch is the attacked one.",
+    "the attacked batch first": "The clean batch comes first: in batch norm the last counts most.",
     "one joined batch": "Clean and attacked images are two batches, each with its statistics.",
     "forward and backward counted apart": "A forward pass with its backward pass counts as one.",
     "SoE is stage 1": "SoE's epochs are half stage 1, half stage 2: a batch costs their mean.",
@@ -141,6 +150,10 @@ def more() -> dict[str, dict[str, Callable]]:
         clean, _ = clean_and_attacked(model, x, y, settings)
         return sum_of_losses(model, clean, y) + sum_of_losses(model, clean, y)
 
+    def turned(model, x, y, settings):
+        clean, attacked = clean_and_attacked(model, x, y, settings)
+        return sum_of_losses(model, attacked, y) + sum_of_losses(model, clean, y)
+
     def joined(model, x, y, settings):
         batches = torch.cat(clean_and_attacked(model, x, y, settings))
         return 2 * sum_of_losses(model, batches, y.repeat(2))
@@ -151,6 +164,7 @@ def more() -> dict[str, dict[str, Callable]]:
     return {
         "the mean of the two": {"together_loss": lambda *of: right(*of) / 2},
         "the clean half twice": {"together_loss": twice},
+        "the attacked batch first": {"together_loss": turned},
         "one joined batch": {"together_loss": joined},
         "forward and backward counted apart": {"passes": lambda *of: 2 * passes(*of)},
         "SoE is stage 1": {"passes": stage1},

@@ -61,8 +61,8 @@ def judged(ours: str, theirs: str, depth: int, column: str = "worst", seeds: int
 
 HAND = np.array([[1, 1, 1, 0], [1, 1, 0, 0]]), np.array([[1, 0, 0, 0], [1, 0, 0, 1]])
 PROBES = {
-    "one seed, four images": lambda own: own.difference(HAND[0][:1], HAND[1][:1]),
-    "two seeds, four images": lambda own: own.difference(*HAND),
+    "one seed, four images": lambda own: own.difference(*(of[:1].copy() for of in HAND)),
+    "two seeds, four images": lambda own: own.difference(*(of.copy() for of in HAND)),
     "+2 +- 1, +1.9 +- 1, -3 +- 1, 0 +- 0": lambda own: [
         own.verdict(*pair) for pair in ((2.0, 1.0), (1.9, 1.0), (-3.0, 1.0), (0.0, 0.0))
     ],

@@ -57,6 +57,10 @@ def write_handout(unit: int, out: Path) -> None:
             shutil.copy(ROOT / name, out / name)
     for path in (out / "experiments").glob("*.py"):
         path.unlink()
+    page = out / "exercises" / "README.md"  # without what is not in it
+    told = page.read_text(encoding="utf-8").split("\n## The capstone")[0]
+    told = told.replace(", and a [capstone](#the-capstone)", "")
+    page.write_text(told, encoding="utf-8")
     (out / "exercises" / "expected").mkdir()
     for number in FILES:
         module = load(number)
