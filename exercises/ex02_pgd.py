@@ -137,6 +137,7 @@ MISTAKES = {
     "a step too many": "One step more than asked for.",
     "not detached": "The result asks for a gradient: its whole history stays in memory.",
     "x in place": "x itself was changed: the next attack starts elsewhere.",
+    "[0, 1] left": "Pixels are cut to [0, 1], too: `ball` does both.",
     "no ball": "Nothing keeps the image near x, nor in [0, 1].",
     "the mode changed": "The caller has put the network into a mode: it must be in it afterwards.",
     "weights frozen": "The weights ask for no gradient afterwards: training would stop.",
@@ -210,12 +211,16 @@ def more() -> dict[str, dict[str, Callable]]:
     def in_place(model, x, y, eps, alpha, steps):
         return x.copy_(pgd(model, x, y, eps, alpha, steps))
 
-    def no_ball(model, x, y, eps, alpha, steps):
-        for _ in range(steps):
-            x = x.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(cross_entropy(model(x), y).sum(), x)
-            x = x.detach() + alpha * grad.sign()
-        return x
+    def within(eps_of: Callable) -> dict[str, Callable]:
+        def attack(model, x, y, eps, alpha, steps):
+            z, around = x, eps_of(eps)
+            for _ in range(steps):
+                z = z.detach().requires_grad_()
+                (grad,) = torch.autograd.grad(cross_entropy(model(z), y).sum(), z)
+                z = (z.detach() + alpha * grad.sign()).clamp(x - around, x + around)
+            return z
+
+        return {"pgd": attack}
 
     def by(length: Callable) -> dict[str, Callable]:
         return {"l2_step": lambda x_adv, grad, alpha: x_adv + alpha * grad / length(grad)}
@@ -227,7 +232,8 @@ def more() -> dict[str, dict[str, Callable]]:
         },
         "not detached": {"pgd": not_detached},
         "x in place": {"pgd": in_place},
-        "no ball": {"pgd": no_ball},
+        "[0, 1] left": within(lambda eps: eps),
+        "no ball": within(lambda eps: torch.inf),
         "the mode changed": before(lambda model: model.eval()),
         "weights frozen": before(lambda model: model.requires_grad_(False)),
         "earlier gradients lost": before(lambda model: model.zero_grad()),

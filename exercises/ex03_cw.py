@@ -94,6 +94,7 @@ MISTAKES = {
     "less the cut loss": "-cw_loss cuts the wrong end: first the sign, then the cut.",
     "Carlini and Wagner's own sign": "They minimise max(z_y - max z_k, -kappa); here losses are "
     "raised, so it is min(max z_k - z_y, kappa).",
+    "cut at 0, too": "Below 0 the margin must stay: there the attack has its way to go.",
     "kappa as a floor": "clamp(min=kappa) keeps nothing but what is beyond kappa.",
     "the true class among the wrong ones": "The maximum runs over all classes.",
 }
@@ -139,6 +140,7 @@ def more() -> dict[str, dict[str, Callable]]:
             "cw_loss": lambda z, y, kappa=0.1: cw_loss(z, y),
             "targeted_loss": lambda z, t, kappa=0.1: targeted_loss(z, t),
         },
+        "cut at 0, too": {"cw_loss": lambda z, y, kappa=0.1: cw_loss(z, y, kappa).clamp(min=0)},
         "a finite mask": {"margin_loss": masked},
         "of probabilities": {"margin_loss": lambda z, y: margin_loss(z.softmax(1), y)},
         "less the cut loss": {"targeted_loss": lambda z, t, kappa=0.1: -cw_loss(z, t, kappa)},

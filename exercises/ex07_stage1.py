@@ -136,6 +136,11 @@ MISTAKES = {
     "ends in eval mode": "It must end in train mode.",
     "the clean batch in eval mode": "Both batches are learned in train mode.",
     "the whole model attacked": "Stage 1 attacks every expert alone: attack_each_expert.",
+    "M on the clean half alone": "M times both: the clean mean and the adversarial one.",
+    "no adversarial half": "The images that the attack has made are learned as well.",
+    "projection at the end alone": "Each step must come back into the ball: what is outside has "
+    "other gradients.",
+    "not detached": "The result asks for a gradient: its whole history stays in memory.",
     "a gradient left behind": "loss.backward() leaves gradients in the weights: "
     "torch.autograd.grad gives that of the images alone.",
     "the largest eps": "Each image has a radius of its own.",
@@ -207,13 +212,17 @@ def more() -> dict[str, dict[str, Callable]]:
 
         return {"stage1_loss": stage1_loss}
 
-    def turned(model, x, y, settings):
-        M = settings.n
-        model.eval()
-        x_adv = attack_each_expert(model, x, y, settings)
-        model.train()
-        adversarial = sample_loss(model, x_adv, y.repeat(M), settings).mean()
-        return M * (adversarial + sample_loss(model, x, y, settings).mean())
+    def halves(clean: Callable, attacked: Callable, turned: bool = False) -> dict[str, Callable]:
+        def stage1_loss(model, x, y, settings):
+            M = settings.n
+            model.eval()
+            x_adv = attack_each_expert(model, x, y, settings)
+            model.train()
+            batches = [(x, y, clean(M)), (x_adv, y.repeat(M), attacked(M))]
+            batches = batches[::-1] if turned else batches
+            return sum(c * sample_loss(model, a, b, settings).mean() for a, b, c in batches if c)
+
+        return {"stage1_loss": stage1_loss}
 
     def moved(radius: Callable, step: Callable, project: Callable) -> dict[str, Callable]:
         def attack_by_eps(model, x, y, eps, steps):
@@ -227,6 +236,11 @@ def more() -> dict[str, dict[str, Callable]]:
 
         return {"attack_by_eps": attack_by_eps}
 
+    def late(model, x, y, eps, steps):
+        free = moved(own, third, lambda z, low, high: z)["attack_by_eps"](model, x, y, eps, steps)
+        eps = eps[:, None, None, None]
+        return ball(free, x - eps, x + eps)
+
     def left(model, x, y, eps, steps):
         cross_entropy(model(x), y).sum().backward()
         return attack_by_eps(model, x, y, eps, steps)
@@ -234,8 +248,8 @@ def more() -> dict[str, dict[str, Callable]]:
     def ball(z, low, high):
         return z.clamp(low, high).clamp(0, 1)
 
-    def own(eps):
-        return eps
+    def own(value):
+        return value
 
     def third(eps, steps):
         return eps / 3
@@ -244,7 +258,11 @@ def more() -> dict[str, dict[str, Callable]]:
         "a sum for a mean": staged(mean=Tensor.sum),
         "ends in eval mode": staged(end=nn.Module.eval),
         "the clean batch in eval mode": staged(clean=nn.Module.eval),
-        "the adversarial batch first": {"stage1_loss": turned},
+        "the adversarial batch first": halves(own, own, turned=True),
+        "M on the clean half alone": halves(own, lambda M: 1),
+        "no adversarial half": halves(own, lambda M: 0),
+        "projection at the end alone": {"attack_by_eps": late},
+        "not detached": {"attack_by_eps": lambda *of: attack_by_eps(*of).requires_grad_()},
         "the whole model attacked": staged(attack=training_attack),
         "a gradient left behind": {"attack_by_eps": left},
         "the largest eps": moved(lambda eps: eps.max(), lambda eps, _: eps.max() / 3, ball),

@@ -151,6 +151,7 @@ MISTAKES = {
     "rounded to 0: add logarithms, then logsumexp.",
     "losses weighed": "sum_j w_j l_j is not the loss of the mixture, -ln sum_j w_j p_y^j.",
     "scale times both": "The scale belongs to the lead alone: it makes it as large as the margin.",
+    "weights not normalised": "softmax(score / T) sums to 1 over the experts: log_softmax.",
     "T forgotten": "The softmax is of score / T.",
     "softmax over the images": "The softmax runs over the experts, axis 0.",
     "a constant added to the sum": "ln(sum + 1e-12) is wrong where the sum is smaller: logsumexp.",
@@ -228,6 +229,7 @@ def more() -> dict[str, dict[str, Callable]]:
         return F.log_softmax(s / T, 0)
 
     return {
+        "weights not normalised": soft(lambda s, T: s / T),
         "T forgotten": soft(lambda s, T: F.log_softmax(s, 0)),
         "softmax over the images": soft(lambda s, T: F.log_softmax(s / T, 1)),
         "a constant added to the sum": soft(log_w, lambda z: -(z.exp().sum(0) + 1e-12).log()),

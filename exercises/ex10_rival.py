@@ -98,6 +98,8 @@ MISTAKES = {
     "each member attacked": "Here the vote is attacked, and all members learn the same images.",
     "the vote's cross-entropy": "Members are to be correct each for itself: the vote's loss lets "
     "them rely on each other.",
+    "M times the vote's cross-entropy": "Members are to be correct each for itself: the vote's "
+    "loss lets them rely on each other.",
     "a mean over members": "The losses are summed: with the mean each moves 1/M as far.",
     "no clean half": "The clean batch is learned as well.",
     "the mean of the two": "The losses on clean and on attacked images are summed.",
@@ -130,7 +132,7 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
             return share * (own + (0 if "no clean half" in wrong else sum_of_losses(model, x, y)))
         batches = batches[1:] if "no clean half" in wrong else batches
         if "the vote's cross-entropy" in wrong:
-            return share * settings.n * sum(F.cross_entropy(model(b), y) for b in batches)
+            return share * sum(F.cross_entropy(model(b), y) for b in batches)
         return share * sum(sum_of_losses(model, b, y) for b in batches)
 
     def count(method, M, S):
@@ -154,6 +156,10 @@ def more() -> dict[str, dict[str, Callable]]:
         clean, attacked = clean_and_attacked(model, x, y, settings)
         return sum_of_losses(model, attacked, y) + sum_of_losses(model, clean, y)
 
+    def of_vote(model, x, y, settings):
+        batches = clean_and_attacked(model, x, y, settings)
+        return settings.n * sum(F.cross_entropy(model(b), y) for b in batches)
+
     def joined(model, x, y, settings):
         batches = torch.cat(clean_and_attacked(model, x, y, settings))
         return 2 * sum_of_losses(model, batches, y.repeat(2))
@@ -165,6 +171,7 @@ def more() -> dict[str, dict[str, Callable]]:
         "the mean of the two": {"together_loss": lambda *of: right(*of) / 2},
         "the clean half twice": {"together_loss": twice},
         "the attacked batch first": {"together_loss": turned},
+        "M times the vote's cross-entropy": {"together_loss": of_vote},
         "one joined batch": {"together_loss": joined},
         "forward and backward counted apart": {"passes": lambda *of: 2 * passes(*of)},
         "SoE is stage 1": {"passes": stage1},

@@ -90,6 +90,8 @@ MISTAKES = {
     "images left out": "With several seeds too, the images' spread belongs into the error.",
     "seeds x images as independent": "The same image in three seeds is no three images: what is "
     "hard for one model is hard for the next.",
+    "images over S x N": "The first variance is that of the images' means over the seeds, and is "
+    "divided by N.",
     "unpaired": "Both methods saw the same images: the difference is taken image by image, and "
     "most of the images' variance falls out of it.",
     "seeds left out": "With several seeds their spread belongs into the error.",
@@ -143,6 +145,11 @@ def more() -> dict[str, dict[str, Callable]]:
 
         return {"difference": differ}
 
+    def all_at_once(ours, theirs):
+        d = ours - theirs
+        seeds = d.mean(1).var(ddof=1) / len(d) if len(d) > 1 else 0
+        return 100 * d.mean(), 100 * (d.var(ddof=1) / d.size + seeds) ** 0.5
+
     def unknown(d):
         return d.mean(1).var(ddof=1) / len(d) if len(d) > 1 else np.nan
 
@@ -151,6 +158,7 @@ def more() -> dict[str, dict[str, Callable]]:
         return -points, error
 
     return {
+        "images over S x N": {"difference": all_at_once},
         "one error": errors(1),
         "1.645 errors": errors(1.645),
         "1.96 alone": {"verdict": lambda d, e: 0 if abs(d) <= 1.96 else 1 if d > 0 else -1},
