@@ -66,6 +66,12 @@ def test_the_judge_loads_nothing_but_finite_weights_of_our_networks(tmp_path, re
     assert "no file" in refused(capstone, tmp_path / "none.py")
 
 
+def test_what_is_no_python_is_one_line(tmp_path, refused):
+    (tmp_path / "cut.py").write_text("def loss(model,")
+    assert "cut.py: SyntaxError: '(' was never closed" in refused(capstone, tmp_path / "cut.py")
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.py"]
+
+
 def test_an_entry_is_trained_attacked_and_ranked(tmp_path, small, capsys, refused):
     (tmp_path / "mine.py").write_text((ENTRIES / "together.py").read_text())
     capstone.main([str(tmp_path / "mine.py")])

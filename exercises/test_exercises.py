@@ -274,6 +274,12 @@ def test_a_student_sees_the_own_line_the_print_and_the_counterexample(tmp_path, 
     assert "exercises/child.py" not in out and "site-packages" not in out
 
 
+def test_answers_of_another_shape_are_not_drawn_and_no_crash(tmp_path):
+    turned = solution(4).replace("-losses / sigma, 0)", "-losses / sigma, 0).T")
+    assert checked(tmp_path, 4, turned) == 9
+    assert (tmp_path / "ex04.png").exists()
+
+
 def test_an_unknown_mistake_is_kept(tmp_path, capsys):
     assert 0 < checked(tmp_path, 4, solution(4).replace("-sigma *", "-2.5 *")) < 10
     (kept,) = (tmp_path / "unexplained").iterdir()
@@ -326,6 +332,8 @@ def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts):
     texts = {path: path.read_text() for path in handouts[unit].rglob("*.py")}
     assert not [path for path in texts if path.name.startswith("test_") or "lecturer" in str(path)]
     assert not [n for n in (".git", "exercises/capstone.py") if (handouts[unit] / n).exists()]
+    page = (handouts[unit] / "exercises" / "README.md").read_text()
+    assert "The exercises" in page and "capstone" not in page and "lecturer" not in page
     for number in FILES:
         module = load(number)
         cut = [(name, FILES[number], None) for name in (*module.TWIST, "variant", "more")]
@@ -357,6 +365,16 @@ def test_a_unit_passes_alone_in_its_handout(unit, handouts, tmp_path):
     done = subprocess.run(words, cwd=handouts[unit], capture_output=True, text=True)
     total = points(load(unit))
     assert f"{total} of {total} points" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_a_later_unit_lacks_in_an_earlier_one_s_handout_is_said(handouts, tmp_path):
+    (tmp_path / "ex07.py").write_text(
+        solution(7).replace("from exercises.ex07_stage1 import *", "")
+    )
+    words = [sys.executable, "-m", "exercises.check", "7", "--work", str(tmp_path)]
+    done = subprocess.run(words, cwd=handouts[1], capture_output=True, text=True)
+    assert "needs pgd, which exercise 2 asks for" in done.stdout, done.stdout + done.stderr
+    assert "use the handout of unit 7" in " ".join(done.stdout.split())
 
 
 def test_a_handout_makes_no_handout_and_overwrites_nothing(handouts, tmp_path, refused):
