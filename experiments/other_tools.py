@@ -97,9 +97,11 @@ def compare(
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.other_tools")
     add = parser.add_argument
-    add("checkpoint", nargs="?", metavar="RUN", help="a run on digits: its folder, or model.pt")
+    add("checkpoint", nargs="?", metavar="RUN", help="a run's folder, or its model.pt")
     add("--eps", type=options.radius, default=0.1, help="attack radius")
     add("--queries", type=options.count, default=500, help="of Square")
+    add("--images", type=options.count, default=500, help="at most so many test images")
+    add("--data", help="the data set, where its file has moved")
     add("--speed", action="store_true", help="time Square at 32 x 32")
     add("--out", metavar="FILE", help="also write the figures to this .json file")
     args = parser.parse_args(argv)
@@ -134,8 +136,12 @@ def run(args: Namespace) -> None:
         y = model(x).argmax(1)
         compare(model, x, y, squares, 10, left=torch.ones_like(y, dtype=torch.bool))
         return
-    model = infer.load(args.checkpoint)
-    x, y = data.load("digits").test_images("cpu")
+    model, settings = (
+        infer.load(args.checkpoint),
+        files.load_checkpoint(args.checkpoint)["settings"],
+    )
+    dataset = data.load_as_trained(settings, args.data)
+    x, y = dataset.test_images("cpu", dataset.choose_test_images(args.images))
     ours = report(model, x, y, attacks_at(DECIDE, model, eps))["correct"]["worst"]
     left = torch.tensor([letter == "1" for letter in ours])
     print(f"our worst leaves {percent(left):.1f} %")
@@ -150,12 +156,12 @@ def run(args: Namespace) -> None:
             classifier, "AutoProjectedGradientDescent", x, y, eps, **how
         ),
     }
-    rows["AutoAttack, torchattacks"] = lambda _: auto_attack(model, x, y, eps, 10)
-    found = compare(model, x, y, rows | squares, 10, left)
+    rows["AutoAttack, torchattacks"] = lambda _: auto_attack(model, x, y, eps, dataset.num_classes)
+    found = compare(model, x, y, rows | squares, dataset.num_classes, left)
     if args.out:
         content = {
             "command": vars(args),
-            "model": files.load_checkpoint(args.checkpoint)["settings"],
+            "model": settings,
             "versions": options.versions(),
             "device": options.device_name(x.device),
             "our worst": {"left": int(left.sum()), "images": len(left)},
