@@ -136,10 +136,8 @@ def run(args: Namespace) -> None:
         y = model(x).argmax(1)
         compare(model, x, y, squares, 10, left=torch.ones_like(y, dtype=torch.bool))
         return
-    model, settings = (
-        infer.load(args.checkpoint),
-        files.load_checkpoint(args.checkpoint)["settings"],
-    )
+    model = infer.load(args.checkpoint)
+    settings = files.load_checkpoint(args.checkpoint)["settings"]
     dataset = data.load_as_trained(settings, args.data)
     x, y = dataset.test_images("cpu", dataset.choose_test_images(args.images))
     ours = report(model, x, y, attacks_at(DECIDE, model, eps))["correct"]["worst"]
