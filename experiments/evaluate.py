@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=options.seed, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
-    what = "also the images that AutoPGD finds against these models"
+    what = "also the images that AutoPGD finds against these models (default: none)"
     add("--others", metavar="RUN", nargs="+", default=[], help=what)
     add("--data", help="the data set, where its file has moved")
     add("--out", metavar="FILE", help="the .json file (default: attacks.json in the run's folder)")
