@@ -111,7 +111,8 @@ def evaluate(
 ) -> dict:
     """What the model in `folder` does when it is attacked itself, with all that it takes to repeat
     it. Raises ValueError where it was trained on other data, OSError."""
-    settings = files.load_checkpoint(folder)["settings"]
+    checkpoint = files.load_checkpoint(folder)
+    settings = checkpoint["settings"]
     if settings["data_checksum"] != dataset.checksum:
         raise ValueError(f"{folder} was trained on other images: name another --out")
     model = infer.load(folder, args.device)
@@ -127,6 +128,7 @@ def evaluate(
         "command": command(method, flags, args),
         "threads": torch.get_num_threads(),
         "device": options.device_name(torch.device(args.device)),
+        "trained_on": sorted({epoch.get("device", "?") for epoch in checkpoint["history"]}),
         "versions": options.versions(),
         "settings": settings | {"out": None},
         "evaluation": evaluation(args, len(x)),

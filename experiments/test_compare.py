@@ -81,6 +81,7 @@ def test_a_result_says_how_to_repeat_it_and_what_was_found(tmp_path, capsys):
     for result in results(tmp_path).values():
         row = "collaboration" if result["method"] == "soe" else "vote"
         assert result["row"] == row and result["threads"] == torch.get_num_threads()
+        assert result["trained_on"] == [result["device"]] == [f"cpu ({result['threads']} threads)"]
         assert set(result["correct"]) == {"clean", "pgd", "apgd", "worst"}
         for column, images in result["correct"].items():
             assert result["table"][row][column] == 100 * images.count("1") / 20

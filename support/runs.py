@@ -198,7 +198,7 @@ class Run:
                 yield epoch
                 entry = self._end_epoch(stage, epoch)
                 entry |= {"lr": lr, "seconds": time.perf_counter() - start}
-                entry["threads"] = torch.get_num_threads()  # results depend on it, bit for bit
+                entry["device"] = options.device_name(self.device)  # and threads, which decide bits
                 self.history.append(entry)
                 self._save(optimizer, scheduler)
                 attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""

@@ -7,6 +7,7 @@ On a GPU the experts are compiled and a whole step is captured as one CUDA graph
 import statistics
 import sys
 import timeit
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,13 +21,12 @@ from models import Mixture, ask_experts
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
 
-# What is switched on, where there is a GPU. The two that are not are expected to help and have not
-# been measured: `python -m experiments.bench_step --ablate` times each, gpu_report.py checks them.
+# What is switched on, where there is a GPU; `python -m experiments.bench_step --ablate` times each.
 SWITCHES = {
     "heads": True,  # compiles normalisation and heads with the backbone: fewer, longer kernels
     "benchmark": True,  # cuDNN tries its convolutions and keeps the fastest
-    "combo_kernels": False,  # element-wise work that does not depend on each other, in one kernel
-    "streams": False,  # the experts side by side, each on a stream of its own
+    "combo_kernels": True,  # element-wise work that does not depend on each other, in one kernel
+    "streams": True,  # the experts side by side, each on a stream of its own
 }
 
 
@@ -50,6 +50,8 @@ def accelerate(
     step and returns whatever the loss draws anew at times; a graph is captured again where that has
     changed. The step fills every .grad, which must be None before.
     """
+    for true_and_meant in ("TensorFloat32 tensor cores", "The AccumulateGrad node's stream"):
+        warnings.filterwarnings("ignore", true_and_meant)  # float32 is, and so are the streams
     release(model)
     device, drawn = next(model.parameters()).device, {}
     compile_, graph = settings.compile, device.type == "cuda" and settings.graph is not False
@@ -139,7 +141,8 @@ def compiled(step: Step, model: nn.Module, **how: Any) -> Step:
     # A mixture asks for features and has a gate between them and the answer.
     whole = SWITCHES["heads"] and not isinstance(model, Mixture)
     part = "forward" if whole else "features"
-    options_ = {"combo_kernels": True} if SWITCHES["combo_kernels"] else None
+    on_gpu = next(model.parameters()).is_cuda
+    options_ = {"combo_kernels": True} if SWITCHES["combo_kernels"] and on_gpu else None
     how = {"dynamic": False, "options": options_} | how
     fast = [torch.compile(getattr(expert, part), **how) for expert in model.experts]
 

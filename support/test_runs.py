@@ -425,8 +425,9 @@ def test_a_run_measures_again_when_it_has_fewer_threads_and_leaves_the_process_i
 
     monkeypatch.setattr(speed, "choose_threads", next_number)
     train_small(tmp_path / "run")
-    threads = [epoch["threads"] for epoch in metrics(tmp_path / "run")["epochs"]]
-    assert threads == [3, 4, 4, 4] and torch.get_num_threads() == 4
+    threads = [epoch["device"] for epoch in metrics(tmp_path / "run")["epochs"]]
+    assert threads == [f"cpu ({count} threads)" for count in (3, 4, 4, 4)]
+    assert torch.get_num_threads() == 4
     out = capsys.readouterr().out
     assert out.count("3 of 4 threads") == out.count("4 of 4 threads") == 1
 
