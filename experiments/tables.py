@@ -192,6 +192,16 @@ def steps(results: list[dict]) -> Rows:
     return rows
 
 
+def ways(results: list[dict]) -> Rows:
+    """Time of a step, one way down after the other: a file of experiments.bench_step --ablate."""
+    (result,) = results
+    rows = [["", "stage 1", "stage 2", "the first way's, to this"]]
+    slowest = statistics.mean(next(iter(result["ways"].values())))
+    for name, times in result["ways"].items():
+        rows.append([name, *map(duration, times), f"{slowest / statistics.mean(times):.1f}"])
+    return rows
+
+
 def tools(results: list[dict]) -> Rows:
     """Other people's attacks beside ours: files of experiments.other_tools."""
     models = [result["model"] for result in results]
@@ -440,6 +450,7 @@ MAKERS = {
     "earlier": lambda results: markdown(earlier(results)),
     "stronger": lambda results: markdown(stronger(results)),
     "steps": lambda results: markdown(steps(results)),
+    "ways": lambda results: markdown(ways(results)),
     "tools": lambda results: markdown(tools(results)),
     "run": run_table,
     "claims": lambda results: markdown(judged(results)),
