@@ -34,7 +34,7 @@ from experiments.claims import (
 from experiments.intervals import interval, mean_and_deviation, paired_difference
 
 HERE = Path(__file__).parent
-TEXTS = (HERE.parent / "README.md", HERE / "README.md")
+TEXTS = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))
 MAIN = "digits-*-n3-eps0.1-*.json"  # the comparison with all the rivals
 MARK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.S)
 HEADINGS = {"pgd": "PGD-20", "apgd": "AutoPGD", "square": "Square"}
@@ -512,7 +512,7 @@ def drawn() -> dict[str, bytes]:
     of_soe += results.glob("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
     tried = [*results.glob("soft-tuning/digits-*.json"), *results.glob("tuning/digits-*.json")]
     # at rate 0.3 some seeds of soft synergy learn nothing: in the table, not in the picture
-    weighed = [p for p in results.glob("front/*.json") if "soft-synergy-lr0.3" not in p.name]
+    weighed = [p for p in results.glob("front/digits-*.json") if "soft-synergy-lr0.3" not in p.name]
     for name in ("plain-together", "plain-together-lr0.3", "soft-synergy"):  # W = 1
         weighed += results.glob(f"compare/digits-{name}-depth2-n3-eps0.1-*.json")
     return {

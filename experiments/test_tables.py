@@ -13,7 +13,7 @@ from experiments import intervals, subset, tables
 from experiments.fixtures import arrays
 
 
-@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_tables_of_the_texts_are_those_of_the_json_files(path):
     """If this fails: python -m experiments.tables"""
     assert tables.written(path.read_text()) == path.read_text()
