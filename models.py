@@ -1,17 +1,18 @@
-"""The networks: a CIFAR ResNet with two heads, and three ways to make one model of M of them.
+"""The networks: a CIFAR ResNet with two heads, and four ways to make one model of M of them.
 
 Every expert j has one backbone and two heads on the same features: the P head gives the label
 probabilities f_j(x); the E head gives g_j(x), which learns the probability that f_j gives to the
 true label, so that without labels the expert can still be picked. `Collaboration` is the
 appendix's Algorithm 1, inference: the expert with the highest confidence answers. `Ensemble` is
-the vote that it is compared with, `Mixture` weighs the experts by a gate. Each maps images in
-[0, 1] to logits, so whatever attacks a classifier attacks it.
+the vote that it is compared with, `Mixture` weighs the experts by a gate, `SoftCollaboration` by
+their scores. Each maps images in [0, 1] to logits, so whatever attacks a classifier attacks it.
 
     model = Collaboration([ResNet(depth=20) for _ in range(3)])
     logits = model(x)  # x [B, C, H, W] in [0, 1] -> [B, K]
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -124,10 +125,18 @@ def rectified_score(logits: Tensor, g_logit: Tensor, y: Tensor | None = None) ->
     return log_score - torch.log(-torch.expm1(log_score))  # logit(exp(log_score))
 
 
-def module_list(experts: list[nn.Module]) -> nn.ModuleList:
-    if not experts:
-        raise ValueError("a model needs at least one expert")
-    return nn.ModuleList(experts)
+class Experts(nn.ModuleList):
+    """M >= 1 experts. Raises ValueError for none."""
+
+    def __init__(self, experts: Iterable[nn.Module]):
+        super().__init__(experts)
+        if not len(self):
+            raise ValueError("a model needs at least one expert")
+
+    def side_by_side(self) -> Iterable[nn.Module]:
+        """The experts, for a loop that takes nothing from one turn to the next: on a GPU
+        support/speed.py lets them work at the same time."""
+        return self
 
 
 class Collaboration(nn.Module):
@@ -143,20 +152,24 @@ class Collaboration(nn.Module):
         super().__init__()
         if confidence not in CONFIDENCES:
             raise ValueError(f"confidence is {confidence!r}: it must be {' or '.join(CONFIDENCES)}")
-        self.experts, self.confidence = module_list(experts), confidence
+        self.experts, self.confidence = Experts(experts), confidence
 
     def all_experts(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (logits [M, B, K], score [M, B]), the confidence being
         sigmoid(score). For y [B] see `rectified_score`."""
-        logits, g_logit = map(torch.stack, zip(*(expert(x) for expert in self.experts)))
+        said = [expert(x) for expert in self.experts.side_by_side()]
+        logits, g_logit = map(torch.stack, zip(*said))
         if self.confidence == "rectified":
             return logits, rectified_score(logits, g_logit, y)
         return logits, g_logit
 
+    def answering(self, score: Tensor) -> Tensor:
+        """Algorithm 1, line 4, who answers: [M, B] -> [B], numbers from 0."""
+        return score.argmax(0)
+
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """Algorithm 1, line 4, the answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
-        answering = score.argmax(0)[None, :, None]  # [1, B, 1]
-        return logits.take_along_dim(answering, 0).squeeze(0)
+        """The answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
+        return logits.take_along_dim(self.answering(score)[None, :, None], 0).squeeze(0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.combine(*self.all_experts(x))
@@ -169,11 +182,11 @@ class Ensemble(nn.Module):
 
     def __init__(self, experts: list[nn.Module]):
         super().__init__()
-        self.experts = module_list(experts)
+        self.experts = Experts(experts)
 
     def all_experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (logits [M, B, K], score [M, B], all 0: nobody is preferred)."""
-        logits = torch.stack([expert.logits(x) for expert in self.experts])
+        logits = torch.stack([expert.logits(x) for expert in self.experts.side_by_side()])
         return logits, logits.new_zeros(logits.shape[:2])
 
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
@@ -199,11 +212,11 @@ class Mixture(nn.Module):
 
     def __init__(self, experts: list[nn.Module], gate: nn.Module):
         super().__init__()
-        self.experts, self.gate = module_list(experts), gate
+        self.experts, self.gate = Experts(experts), gate
 
     def all_experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (logits [M, B, K], score [M, B], the gate's logits)."""
-        features = [expert.features(x) for expert in self.experts]
+        features = [expert.features(x) for expert in self.experts.side_by_side()]
         with torch.autocast(x.device.type, enabled=False):
             logits = [expert.p_head(f) for expert, f in zip(self.experts, features)]
             return torch.stack(logits), self.gate(torch.cat(features, 1)).T
@@ -240,7 +253,8 @@ class SoftCollaboration(Collaboration):
 
 
 def build(settings: dict) -> nn.Module:
-    """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes.
+    """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes; a
+    collaboration also by its confidence, soft by its temperature; slope where there is one.
 
     Raises ValueError where settings["model"] is not collaboration, soft, ensemble or mixture.
     """

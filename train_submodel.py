@@ -3,7 +3,7 @@
 Every expert is attacked alone; each adversarial image is learned by whichever expert handles it
 best, through a smooth minimum of the experts' losses (Eq. 7). The E heads learn the probability
 that their expert gives to the true label, so that at test time, without labels, the most confident
-expert is the best one (Eq. 8).
+expert should be the best one (Eq. 8; where it is not, METHOD.md says why).
 
     python train_submodel.py --eps 0.03 --n 3    # stage 1 alone, all epochs: Figure 2's ablation
 
@@ -37,7 +37,8 @@ def training_attack(
 
 def attack_each_expert(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """x~_i = PGD against expert i alone, for every i: x [B, C, H, W] -> [M * B, C, H, W]."""
-    return torch.cat([training_attack(e.logits, x, y, settings) for e in model.experts])
+    experts = model.experts.side_by_side()
+    return torch.cat([training_attack(e.logits, x, y, settings) for e in experts])
 
 
 def best_expert_loss(losses: Tensor, sigma: float) -> Tensor:
@@ -52,7 +53,8 @@ def best_expert_loss(losses: Tensor, sigma: float) -> Tensor:
 def confidence_loss(score: Tensor, p_y: Tensor) -> Tensor:
     """mean_j BCE(g_j, p_y^j), no gradient through the target p_y: [M, B], [M, B] -> [B].
 
-    `score` is the confidence's logit. The confidence then rises with p_y (Proposition 2, Eq. 8).
+    `score` is the confidence's logit. It is least where g_j = p_y^j; were it that for every expert,
+    the most confident one would be the best (Proposition 2, Eq. 8).
     """
     return F.binary_cross_entropy_with_logits(score, p_y.detach(), reduction="none").mean(0)
 

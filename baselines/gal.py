@@ -47,7 +47,8 @@ def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Ten
     x, *adversarial = clean_and_attacked(model, x, y, settings)
     x = x.requires_grad_()
     # One loss at a time: a stack of them would lead every gradient through all members.
-    losses = [F.cross_entropy(e.logits(x), y, reduction="none") for e in model.experts]  # M x [B]
+    experts = model.experts.side_by_side()
+    losses = [F.cross_entropy(e.logits(x), y, reduction="none") for e in experts]  # M x [B]
     total = torch.stack(losses).mean() + settings.coherence * coherence(losses, x).mean()
     for x_adv in adversarial:
         total = total + expert_losses(model.all_experts(x_adv)[0], y).mean()

@@ -3,8 +3,9 @@
 The obvious rival of SoE, and one that the paper leaves out. Every member i minimises its own
 CE_i(x) + CE_i(x~_i), x~_i = PGD against member i alone; nothing makes the members differ but their
 random start. With --together the vote is attacked instead, and all members learn the same x~. With
---jointly the vote's own cross-entropy is trained, so that members may rely on each other. At sigma
-= 1 this is SoE's Eq. 7 without E heads: the control that tells what the E heads are for.
+--jointly the vote's own cross-entropy is trained, so that members may rely on each other. That is
+SoE's loss at sigma = 1 without E heads, without the switch, and without stage 1's attack on each
+expert alone: the control that tells what these three together are for.
 
     python -m baselines.plain --eps 0.03 --n 3
     python -m baselines.plain --eps 0.03 --n 3 --together
@@ -33,7 +34,8 @@ def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def sum_of_own_losses(model: nn.Module, x_adv: Sequence[Tensor], y: Tensor) -> Tensor | float:
     """sum_i CE_i(x~_i), the mean over the batch: M batches x~_i [B, C, H, W], y [B] -> scalar."""
-    losses = [F.cross_entropy(e.logits(x_i), y) for e, x_i in zip(model.experts, x_adv)]
+    pairs = zip(model.experts.side_by_side(), x_adv)
+    losses = [F.cross_entropy(e.logits(x_i), y) for e, x_i in pairs]
     return sum(losses)
 
 
@@ -69,8 +71,8 @@ def check(settings: Namespace) -> None:
 def parser() -> options.Parser:
     parser = options.training_parser(__doc__, "-m baselines.plain", options.radius_or_0)
     add = parser.method.add_mutually_exclusive_group().add_argument
-    add("--together", action="store_true", help="attack the vote, not each member alone")
-    add("--jointly", action="store_true", help="and train the vote's cross-entropy")
+    add("--together", action="store_true", help="attack the vote, not each member")
+    add("--jointly", action="store_true", help="and train its own cross-entropy")
     add_clean_weight(parser)
     return parser
 

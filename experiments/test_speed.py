@@ -334,7 +334,8 @@ def test_experts_on_streams_wait_for_what_was_before_and_are_waited_for(stand_in
     beside, before = speed.experts_on_streams(model), model.experts
     stand_ins["waits"].clear()
     with beside():
-        found = [(stand_ins["now"], expert) for expert in model.experts]
+        assert {stand_ins["now"] for _ in model.experts} == {"main"}  # a plain loop
+        found = [(stand_ins["now"], expert) for expert in model.experts.side_by_side()]
         assert list(model.state_dict()) == list(a_model("plain", depth=2)[0].state_dict())
     assert [expert for _, expert in found] == list(before) and model.experts is before
     names = [name for name, _ in found]

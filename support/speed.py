@@ -11,6 +11,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import MethodType
 from typing import Any
 from support import options, ranks
 
@@ -117,12 +118,12 @@ def first_that_works(ways: dict[str, Step], model: nn.Module) -> Step:
 
 def restorer(model: nn.Module) -> Callable[[], None]:
     """A function that puts back batch norm's statistics and random numbers; no gradient is left."""
-    statistics = [buffer.clone() for buffer in model.buffers()]
+    buffers = [buffer.clone() for buffer in model.buffers()]
     on_gpu = next(model.parameters()).is_cuda
     cpu, gpu = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
 
     def restore() -> None:
-        for buffer, before in zip(model.buffers(), statistics):
+        for buffer, before in zip(model.buffers(), buffers):
             buffer.copy_(before)
         for p in model.parameters():
             p.grad = None
@@ -211,39 +212,30 @@ def replayed(step: Step, model: nn.Module, drawn: dict) -> Step:
     return replay
 
 
-class OnStreams(nn.ModuleList):
-    """Experts that a loop over them finds each on a CUDA stream of its own, so that they work side
-    by side: each waits for what was before the loop, and what is after the loop for all of them.
-    What takes from several experts, a sum above all, must stand after the loop."""
+def experts_on_streams(model: nn.Module) -> Callable:
+    """A context in which a loop over model.experts.side_by_side() finds each expert on a CUDA
+    stream of its own: each waits for what was before the loop, and what is after the loop for all
+    of them. What takes from several experts, a sum above all, must stand after the loop."""
+    streams = [torch.cuda.Stream() for _ in model.experts]  # the same in trial steps and capture
 
-    def __init__(self, experts: nn.ModuleList, streams: list):
-        super().__init__(experts)
-        self.streams = streams
-
-    def __iter__(self) -> Iterator[nn.Module]:
+    def side_by_side() -> Iterator[nn.Module]:
         begun_on = torch.cuda.current_stream()
         try:
-            for expert, stream in zip(super().__iter__(), self.streams):
+            for expert, stream in zip(model.experts, streams):
                 stream.wait_stream(begun_on)
                 with torch.cuda.stream(stream):
                     yield expert
         finally:
-            for stream in self.streams:
+            for stream in streams:
                 begun_on.wait_stream(stream)
-
-
-def experts_on_streams(model: nn.Module) -> Callable:
-    """A context in which a loop over model.experts runs each expert on a stream of its own."""
-    streams = [torch.cuda.Stream() for _ in model.experts]  # the same in trial steps and capture
 
     @contextmanager
     def beside() -> Iterator[None]:
-        experts = model.experts
-        model.experts = OnStreams(experts, streams)
+        model.experts.side_by_side = side_by_side
         try:
             yield
         finally:
-            model.experts = experts
+            del model.experts.side_by_side
 
     return beside
 
@@ -273,24 +265,23 @@ def choose_threads(work: Callable[[], object], most: int) -> int:
 
 
 def gather(model: nn.Module) -> None:
-    """Lets a collaboration under attack on a CPU run the answering expert alone with gradients.
+    """Lets a collaboration under attack on a CPU run the answering expert alone with gradients."""
+    if model.row == "collaboration" and len(model.experts) > 1:
+        model.forward = MethodType(gathered_forward, model)
+
+
+def gathered_forward(model: nn.Module, x: Tensor) -> Tensor:
+    """Collaboration.forward, where one expert answers alone: [B, C, H, W] -> [B, K].
 
     Who answers is seen first, without gradients; in eval mode an image's logits do not depend on
     the batch it is in. Images under 32 x 32 are too small for that to pay: their cost is per
-    operation, not per pixel. `model.forward` does both.
+    operation, not per pixel.
     """
-    if model.row != "collaboration" or len(model.experts) == 1:
-        return
-    dense = model.forward
-
-    def forward(x: Tensor) -> Tensor:
-        pays = x.is_cpu and x.shape[2] * x.shape[3] >= 32 * 32
-        if not pays or model.training or not x.requires_grad:
-            return dense(x)
-        answering = ask_experts(model, x, len(x))[1].argmax(0)  # [B]
-        groups = [(answering == j).nonzero().squeeze(1) for j in range(len(model.experts))]
-        pairs = zip(model.experts, groups)
-        logits = torch.cat([expert.logits(x[group]) for expert, group in pairs if len(group)])
-        return logits[torch.cat(groups).argsort()]
-
-    model.forward = forward
+    pays = x.is_cpu and x.shape[2] * x.shape[3] >= 32 * 32
+    if not pays or model.training or not x.requires_grad:
+        return type(model).forward(model, x)
+    answering = model.answering(ask_experts(model, x, len(x))[1])  # [B]
+    groups = [(answering == j).nonzero().squeeze(1) for j in range(len(model.experts))]
+    pairs = zip(model.experts, groups)
+    logits = torch.cat([expert.logits(x[group]) for expert, group in pairs if len(group)])
+    return logits[torch.cat(groups).argsort()]
