@@ -297,4 +297,5 @@ def attacks_at(eps: float, steps: int = 20, queries: int = 1000) -> dict[str, At
         "adaptive": partial(adaptive, search=from_anywhere),
     }
     attacks = {name: in_batches(attack) for name, attack in gradient_attacks.items()}
-    return attacks | {"square": partial(square, eps=eps, n_queries=queries)}  # fills its batches
+    attacks["square"] = partial(square, eps=eps, n_queries=queries, rescale=True)
+    return attacks  # Square fills its batches itself

@@ -1,6 +1,7 @@
 """The appendix's Algorithm 1 on images, and a trained model's accuracy, clean and under attack.
 
-    python infer.py RUN 17 zero.png --save answers.png    # what each expert says, and attacked
+    python infer.py RUN 17 zero.png                       # what each expert says
+    python infer.py RUN 17 zero.png --save answers.png    # also after an attack, and a picture
     python infer.py RUN --eps 0.05 --attack pgd square    # the table of accuracies
 
 Every expert gives a label and a confidence; the most confident expert answers. The table attacks
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--save", metavar="PNG", help="draw those images, clean and attacked")
     add("--eps", type=options.radius, help="attack radius (default: the checkpoint's)")
     what = f"of {', '.join(ATTACKS)} (default: pgd)"
-    add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", default=["pgd"], help=what)
+    add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", help=what)
     add("--data", help="the data set, where its file has moved")
     options.add_device(parser)
     args = parser.parse_args(argv)
@@ -139,10 +140,11 @@ def run(args: Namespace) -> None:
     settings = files.load_checkpoint(args.checkpoint)["settings"]
     speed.gather(model)
     eps = settings["eps"] if args.eps is None else args.eps
-    attacks = {name: attacks_at(eps)[name] for name in args.attack}
-    if "adaptive" in args.attack and not routes(model):
+    attacks = {name: attacks_at(eps)[name] for name in args.attack or ["pgd"]}
+    if "adaptive" in attacks and not routes(model):
         raise ValueError("adaptive misleads who answers, and here nobody answers alone: take pgd")
-    if eps == 0 and (args.save or not args.images):
+    attacked = args.save or args.attack or args.eps or not args.images
+    if eps == 0 and attacked:
         raise ValueError("the checkpoint was trained without attacks: give --eps")
     classes = settings.get("class_names") or [*map(str, range(settings["num_classes"]))]
     torch.manual_seed(settings["seed"])
@@ -156,18 +158,20 @@ def run(args: Namespace) -> None:
         files.check_new(Path(args.save), ".png", "--save")
     names, x, labels = read_images(args.images, settings, args.data)
     answers, titles = print_answers(model, x.to(device), names, classes)
+    if not attacked:
+        return
+    # A file has no label: the attack then leads away from the clean answer.
+    y = [answer if label is None else label for answer, label in zip(answers.tolist(), labels)]
+    rows, right = {"clean": (x, titles)}, [a == b for a, b in zip(answers, y)]
+    for name, attack in attacks.items():
+        x_adv = attack(model, x.to(device), torch.tensor(y, device=device))
+        print(f"\nafter {name} on the {model.row}, eps {eps:g}:")
+        _, titles = print_answers(model, x_adv, names, classes)
+        titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, right)]
+        what, changed = pictures.change(x, x_adv.cpu(), eps)
+        rows[f"{name}: {what}"] = (changed, [""] * len(x))
+        rows[f"{name}, eps {eps:g}"] = (x_adv, titles)
     if args.save:
-        # A file has no label: the attack then leads away from the clean answer.
-        y = [answer if label is None else label for answer, label in zip(answers.tolist(), labels)]
-        rows, right = {"clean": (x, titles)}, [a == b for a, b in zip(answers, y)]
-        for name, attack in attacks.items():
-            x_adv = attack(model, x.to(device), torch.tensor(y, device=device))
-            print(f"\nafter {name} on the {model.row}, eps {eps:g}:")
-            _, titles = print_answers(model, x_adv, names, classes)
-            titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, right)]
-            what, changed = pictures.change(x, x_adv.cpu(), eps)
-            rows[f"{name}: {what}"] = (changed, [""] * len(x))
-            rows[f"{name}, eps {eps:g}"] = (x_adv, titles)
         files.write(Path(args.save), pictures.strip(names, rows))
         print(f"\nwrote {args.save}")
 

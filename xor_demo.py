@@ -106,10 +106,10 @@ def accuracies(
 
 
 @torch.no_grad()
-def constant(f: Linear2, x: Tensor) -> bool:
+def trapped(f: Linear2, x: Tensor) -> bool:
     """Do f_1 and f_2 say +1 and -1 (nearly) everywhere, so that g alone decides?"""
     mean = f(x).sign().mean(0)  # [2]
-    return mean.abs().min() > 0.9 and mean.prod() < 0
+    return bool(mean.abs().min() > 0.9 and mean.prod() < 0)
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def figure_1(samples: list, titles: list[str]) -> pictures.Figure:
         (titles[0], lambda z: (vote(z).mean(1).sign(), None), vote_lines),
         (titles[1], lambda z: answer(f, g, z)[::-1], lines),
     ]
-    return pictures.plane(x, y, panels, TRAPPED if constant(f, x) else " ")
+    return pictures.plane(x, y, panels, TRAPPED if trapped(f, x) else " ")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"ensemble (average of two linear sub-models): {vote:.1f} % of 1000 test samples")
         print(f"collaboration (two linear f, linear g):      {collaboration:.1f} %")
         titles = [f"(a) ensemble: {vote:.1f} %", f"(b) collaboration: {collaboration:.1f} %"]
-        if constant(samples[3], samples[0]):
+        if trapped(samples[3], samples[0]):
             print(TRAPPED)
         files.write(out, pictures.as_png(figure_1(samples, titles)))
         print(f"wrote {out}")

@@ -22,8 +22,8 @@ from train_submodel import train
 def more_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """CE of sum_j softmax(gate)_j * logits_j, on clean images and on PGD against it.
 
-    Without the factor M of stage1_loss: three times the rate and the gate, linear on all features,
-    gives everything to one untrained expert in its first steps. Even so it comes to favour one, as
+    Without the factor M of stage1_loss: at M times the rate the gate, linear on all features, gives
+    everything to one untrained expert in its first steps. Even so it comes to favour one, as
     the expert that answers most learns most; what was published has nothing against that but
     experts that are trained before.
     """

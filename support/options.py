@@ -53,16 +53,16 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with exit status 2."""
 
     def __init__(self, description: str, prog: str):
-        if sys.stdout is sys.__stdout__ is not None:  # not a test's, or a notebook's
-            sys.stdout = Stdout(sys.stdout)
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it was closed
-        sys.stderr = sys.stderr or open(os.devnull, "w")
         script = shlex.quote(sys.argv[0]) if os.path.basename(sys.argv[0]) == prog else prog
         self.typed = f"python {script}"  # from another folder, say
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
 
     def parse_args(self, *of, **how) -> argparse.Namespace:
         support.end_in_order()
+        if sys.stdout is sys.__stdout__ is not None:  # not a test's, or a notebook's
+            sys.stdout = Stdout(sys.stdout)
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it was closed
+        sys.stderr = sys.stderr or open(os.devnull, "w")
         return super().parse_args(*of, **how)
 
     def exit(self, status: int = 0, message: str | None = None):

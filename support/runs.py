@@ -103,7 +103,8 @@ def _set_up(
 class Run:
     """One run: settings, dataset, model, and what it has been through so far (its history).
 
-    Within `with`, Ctrl-C, a full disk and a loss that is NaN end with one line: how to resume.
+    Within `with`, Ctrl-C and a full disk end with one line that says how to resume, a loss that is
+    NaN with one that says what to change.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class Run:
         )
         stages = settings.stage_epochs.items()
         plan = ", ".join(f"stage {stage}: {e} epoch{'s' * (e > 1)}" for stage, e in stages)
-        name = "" if settings.method.startswith("soe") else f"{settings.method}: "
+        name = "" if settings.method == "soe" else f"{settings.method}: "
         experts = f"{name}{settings.n} x ResNet{settings.depth}"
         print(f"{experts}, eps {settings.eps:g}; {plan}; into {self.out}", flush=True)
         if (N := len(dataset.x_test)) < 100:
@@ -264,8 +265,8 @@ class Run:
         if not math.isfinite(loss) or not all(value.isfinite().all() for value in weights):
             raise FloatingPointError(
                 f"the loss or a weight became NaN or infinite in epoch {epoch} of stage {stage}; "
-                "the checkpoint of the epoch before is kept; lower --lr "
-                f"(it is {self.settings.lr:g})"
+                f"start anew with a lower --lr (it is {self.settings.lr:g}); the checkpoint of "
+                "the epoch before is kept"
             )
         entry = {"stage": stage, "epoch": len(self.history) + 1, "loss": loss}
         entry |= shares(self.model, self.x_train, self.y_train)
@@ -391,7 +392,7 @@ def make_folder(settings: Namespace) -> str:
             raise ValueError(f"--out {folder} is taken: name a new or empty folder, or --resume it")
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder)
-    method = "" if settings.method.startswith("soe") else f"-{settings.method}"
+    method = "" if settings.method == "soe" else f"-{settings.method}"
     name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
     return str(files.new(Path("runs"), name, make=files.make_folder))
 

@@ -218,6 +218,8 @@ def test_runs_of_the_same_name_get_numbers(tmp_path, monkeypatch):
     assert names == [first, first + "-2", first + "-3"]
     settings.method = "adp"
     assert runs.make_folder(settings) == str(Path("runs") / "digits-adp-eps0.03-n3-seed0")
+    settings.method = "soe-stage1"
+    assert runs.make_folder(settings) == str(Path("runs") / "digits-soe-stage1-eps0.03-n3-seed0")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks")
