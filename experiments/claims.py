@@ -2,10 +2,10 @@
 
 A claim says that one accuracy is above another, or that two are the same (within MARGIN points).
 Each place where it was measured, that is data, depth and eps, supports it, speaks against it, or
-leaves it open, as the 95 % interval of the difference has it (intervals.py). A claim *holds* where
-all places support it, *holds where* some do; where none does, it *fails* where all speak against
-it, *fails where* some do, and is *undecided* where none does. A place with one seed of training is
-marked by a dagger: other seeds may say otherwise.
+leaves it open, as the 95 % interval of the difference has it (intervals.py). A claim *holds* if
+all places support it, and *fails* if all speak against it; else the places of both kinds are named
+(*holds where*, *fails where*), and if there is none of either it is *undecided*. A place with one
+seed of training is marked by a dagger: other seeds may say otherwise.
 
 ADP and GAL are those trained by SGD on digits, where held-out images showed these to be the
 stronger ones in the few epochs that were affordable; elsewhere those of their own optimiser.
@@ -323,8 +323,8 @@ CLAIMS = [
         }.items()
     ),
     Claim(
-        "Switching between experts makes Square harder: it leaves more than of the same experts' "
-        "vote",
+        "Switching between experts makes Square harder: more of SoE survives it than of the same "
+        "experts' vote",
         "4.2",
         "more",
         compared("soe", "soe's vote", ("square", "square5000")),
@@ -336,7 +336,7 @@ CLAIMS = [
         compared("soe", "soe's vote", ("worst",)),
     ),
     Claim(
-        "Not compared there: what Square leaves of SoE, all attacks leave",
+        "Not compared there: what survives Square survives all attacks",
         "-",
         "same",
         of_soe(worst_less_square, "units"),
@@ -396,11 +396,14 @@ def verdict(kind: str, found: list[Evidence]) -> str:
     said = [speaks(kind, evidence.difference, evidence.half) for evidence in found]
     if not said:
         return "not measured"
+    parts = []
     for side, word in (("for", "holds"), ("against", "fails")):
         where = [evidence.where for evidence, one in zip(found, said) if one == side]
+        if len(where) == len(found):
+            return word
         if where:
-            return word if len(where) == len(found) else f"{word} where: {'; '.join(where)}"
-    return "undecided"
+            parts.append(f"{word} where: {'; '.join(where)}")
+    return ", but ".join(parts) or "undecided"
 
 
 def judged(results: list[dict]) -> list[list[str]]:

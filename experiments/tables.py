@@ -247,6 +247,30 @@ def beside(ours: str, paper: float | None) -> str:
     return ours if paper is None else f"{ours} ({paper:.1f})"
 
 
+def summary(results: list[dict]) -> Rows:
+    """SoE, the ensemble and soft synergy: clean accuracy, and what is left of it under the worst
+    attack, at the paper's eps 0.03, on digits at 0.1. † marks one seed of training."""
+    rows = [["clean → under the worst attack", "SoE", "the ensemble", "soft synergy"]]
+    rows[0] += ["the ensemble, less SoE", "soft synergy, less the ensemble"]
+    for place, methods in placed(results).items():
+        digits = place.data == "digits"
+        soft = "soft-synergy" + ("" if digits else " --lr 0.03 --temperature 3")
+        if place.eps != (0.1 if digits else 0.03) or ("plain-together", 3) not in methods:
+            continue
+        row, names = [str(place)], ["soe", "plain-together", soft]
+        for name in names:
+            runs = [run for run in methods.get((name, 3), []) if "table" in run]
+            clean, worst = (cells(runs, column)[:1] for column in ("clean", "worst"))
+            row.append(f"{text(clean)} → **{text(worst)}**" if runs else "-")
+        for theirs, ours in zip(names, names[1:]):
+            if measured := differences(methods, (ours, 3), (theirs, 3), "worst"):
+                row.append(signed(*interval(measured[0])) + "†" * (len(measured[0]) == 1))
+            else:
+                row.append("-")
+        rows.append(row)
+    return rows
+
+
 def table2(results: list[dict]) -> Rows:
     """Clean accuracy of SoE and of each expert, from the best to the worst."""
     paper = PAPER["table 2"]
@@ -454,6 +478,7 @@ MAKERS = {
     "tools": lambda results: markdown(tools(results)),
     "run": run_table,
     "claims": lambda results: markdown(judged(results)),
+    "summary": lambda results: markdown(summary(results)),
     "table2": lambda results: markdown(table2(results)),
     "table3": table3,
     "table4": lambda results: markdown(table4(results)),

@@ -35,7 +35,7 @@ def claim(start):
     [
         ("more", [(5, 2), (1, 0.5)], "holds"),
         ("more", [(5, 2), (1, 2)], "holds where: place 0"),
-        ("more", [(-5, 2), (5, 2)], "holds where: place 1"),
+        ("more", [(-5, 2), (5, 2), (1, 2)], "holds where: place 1, but fails where: place 0"),
         ("more", [(-5, 2), (1, 2)], "fails where: place 0"),
         ("more", [(-5, 2), (-1, 0.5)], "fails"),
         ("more", [(-1, 2), (1, 2)], "undecided"),
