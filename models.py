@@ -1,11 +1,11 @@
-"""The networks: a CIFAR ResNet with two heads, and four ways to make one model of M of them.
+"""The networks: a CIFAR ResNet with two heads, and two ways to make one model of M of them.
 
 Every expert j has one backbone and two heads on the same features: the P head gives the label
 probabilities f_j(x); the E head gives g_j(x), which learns the probability that f_j gives to the
 true label, so that without labels the expert can still be picked. `Collaboration` is the
 appendix's Algorithm 1, inference: the expert with the highest confidence answers. `Ensemble` is
-the vote that it is compared with, `Mixture` weighs the experts by a gate, `SoftCollaboration` by
-their scores. Each maps images in [0, 1] to logits, so whatever attacks a classifier attacks it.
+the vote that it is compared with. Both map images in [0, 1] to logits, so whatever attacks a
+classifier attacks them.
 
     model = Collaboration([ResNet(depth=20) for _ in range(3)])
     logits = model(x)  # x [B, C, H, W] in [0, 1] -> [B, K]
@@ -163,13 +163,10 @@ class Collaboration(nn.Module):
             return logits, rectified_score(logits, g_logit, y)
         return logits, g_logit
 
-    def answering(self, score: Tensor) -> Tensor:
-        """Algorithm 1, line 4, who answers: [M, B] -> [B], numbers from 0."""
-        return score.argmax(0)
-
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """The answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
-        return logits.take_along_dim(self.answering(score)[None, :, None], 0).squeeze(0)
+        """Algorithm 1, line 4, the answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
+        answering = score.argmax(0)[None, :, None]  # [1, B, 1]
+        return logits.take_along_dim(answering, 0).squeeze(0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.combine(*self.all_experts(x))
@@ -202,56 +199,6 @@ def vote(logits: Tensor) -> Tensor:
     return torch.logsumexp(F.log_softmax(logits, -1), 0) - math.log(len(logits))
 
 
-class Mixture(nn.Module):
-    """A mixture of experts: sum_j softmax(gate)_j * logits_j, [B, K]. Ignores the E heads.
-
-    `gate` maps the features of all experts, [B, M * F], to a logit for each, [B, M].
-    """
-
-    row = "mixture"
-
-    def __init__(self, experts: list[nn.Module], gate: nn.Module):
-        super().__init__()
-        self.experts, self.gate = Experts(experts), gate
-
-    def all_experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [M, B, K], score [M, B], the gate's logits)."""
-        features = [expert.features(x) for expert in self.experts.side_by_side()]
-        with torch.autocast(x.device.type, enabled=False):
-            logits = [expert.p_head(f) for expert, f in zip(self.experts, features)]
-            return torch.stack(logits), self.gate(torch.cat(features, 1)).T
-
-    def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """logits [M, B, K], score [M, B] -> [B, K]."""
-        return (torch.softmax(score, 0)[:, :, None] * logits).sum(0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.combine(*self.all_experts(x))
-
-
-class SoftCollaboration(Collaboration):
-    """Beyond the paper: log sum_j w_j softmax(logits_j), [B, K], w = softmax(score): all answer.
-
-    The scores are divided by the temperature T: T -> 0 is Algorithm 1, T -> infinity the vote.
-    """
-
-    row = "mixture"
-
-    def __init__(self, experts: list[nn.Module], confidence: str = "ehead", T: float = 1.0):
-        super().__init__(experts, confidence)
-        self.T = T
-
-    def all_experts(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [M, B, K], score / T [M, B])."""
-        logits, score = super().all_experts(x, y)
-        return logits, score / self.T
-
-    def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """logits [M, B, K], score [M, B] -> [B, K]."""
-        log_weights = F.log_softmax(score, 0)[:, :, None]  # [M, B, 1]
-        return torch.logsumexp(log_weights + F.log_softmax(logits, -1), 0)
-
-
 def build(settings: dict) -> nn.Module:
     """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes; a
     collaboration also by its confidence, soft by its temperature; slope where there is one.
@@ -265,13 +212,16 @@ def build(settings: dict) -> nn.Module:
     match settings["model"]:
         case "collaboration":
             return Collaboration(experts, settings["confidence"])
-        case "soft":
-            return SoftCollaboration(experts, "ehead", settings["temperature"])
         case "ensemble":
             return Ensemble(experts)
-        case "mixture":
-            features = sum(expert.p_head.in_features for expert in experts)
-            return Mixture(experts, nn.Linear(features, len(experts)))
+        case "mixture":  # this and the next: what the method itself does without
+            from baselines.more import Mixture
+
+            return Mixture(experts)
+        case "soft":
+            from experiments.soft_synergy import SoftCollaboration
+
+            return SoftCollaboration(experts, T=settings["temperature"])
     raise ValueError(f"unknown model {settings['model']!r}")
 
 

@@ -32,8 +32,9 @@ import infer
 from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
 from experiments import pictures
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
+from experiments.soft_synergy import SoftCollaboration
 from experiments.transfer_set import load_transfer
-from models import Collaboration, Ensemble, SoftCollaboration, ask_experts
+from models import Collaboration, Ensemble, ask_experts
 
 ATTACKS = (*(name for name in attacks.ATTACKS if name != "adaptive"), "apgd", "adaptive")
 DECIDE = ("pgd", "apgd", "square", "adaptive")

@@ -12,8 +12,8 @@ from attacks import expert_losses, routes
 from baselines.plain import jointly_loss
 from experiments import evaluate, soft_synergy
 from experiments.fixtures import train_small
-from experiments.soft_synergy import soft_loss
-from models import Collaboration, Ensemble, ResNet, SoftCollaboration
+from experiments.soft_synergy import SoftCollaboration, soft_loss
+from models import Collaboration, Ensemble, ResNet
 from train_submodel import best_expert_loss
 
 HOW = {"n": 3, "eps": 0.1, "alpha": 0.03, "steps": 2, "random_start": False}

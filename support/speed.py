@@ -18,7 +18,7 @@ from support import options, ranks
 import torch
 from torch import Tensor, nn
 
-from models import Mixture, ask_experts
+from models import ask_experts
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
 
@@ -140,7 +140,7 @@ def restorer(model: nn.Module) -> Callable[[], None]:
 def compiled(step: Step, model: nn.Module, **how: Any) -> Step:
     """The same step, its experts compiled; outside of it, in evaluation above all, they are not."""
     # A mixture asks for features and has a gate between them and the answer.
-    whole = SWITCHES["heads"] and not isinstance(model, Mixture)
+    whole = SWITCHES["heads"] and not hasattr(model, "gate")
     part = "forward" if whole else "features"
     on_gpu = next(model.parameters()).is_cuda
     options_ = {"combo_kernels": True} if SWITCHES["combo_kernels"] and on_gpu else None
@@ -280,7 +280,7 @@ def gathered_forward(model: nn.Module, x: Tensor) -> Tensor:
     pays = x.is_cpu and x.shape[2] * x.shape[3] >= 32 * 32
     if not pays or model.training or not x.requires_grad:
         return type(model).forward(model, x)
-    answering = model.answering(ask_experts(model, x, len(x))[1])  # [B]
+    answering = ask_experts(model, x, len(x))[1].argmax(0)  # [B], as in Collaboration.combine
     groups = [(answering == j).nonzero().squeeze(1) for j in range(len(model.experts))]
     pairs = zip(model.experts, groups)
     logits = torch.cat([expert.logits(x[group]) for expert, group in pairs if len(group)])
