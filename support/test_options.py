@@ -220,7 +220,7 @@ def test_every_option_that_a_text_names_exists(text):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk")
 @pytest.mark.parametrize("to", ["a reader that goes", "a full disk", "nothing"])
 def test_a_run_goes_on_where_its_output_cannot_be_written(to, tmp_path):
-    content = "from support import options\nimport sys\noptions.Parser('', '')\n"
+    content = "from support import options\nimport sys\noptions.Parser('', '').parse_args([])\n"
     content += "for i in range(20_000): print(i, '±')\n"
     content += "sys.stderr.write('it has come to its end')\n"
     command = f"{sys.executable} -c {shlex.quote(content)} "
