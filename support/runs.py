@@ -199,7 +199,7 @@ class Run:
                 yield epoch
                 entry = self._end_epoch(stage, epoch)
                 entry |= {"lr": lr, "seconds": time.perf_counter() - start}
-                entry["device"] = options.device_name(self.device)  # and threads, which decide bits
+                entry["device"] = options.device_name(self.device)  # its threads decide the bits
                 self.history.append(entry)
                 self._save(optimizer, scheduler)
                 attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
