@@ -3,9 +3,9 @@
 A claim says that one accuracy is above another, or that two are the same (within MARGIN points).
 Each place where it was measured, that is data, depth and eps, supports it, speaks against it, or
 leaves it open, as the 95 % interval of the difference has it (intervals.py). A claim *holds* if
-all places support it, and *fails* if all speak against it; else the places of both kinds are named
-(*holds where*, *fails where*), and if there is none of either it is *undecided*. A place with one
-seed of training is marked by a dagger: other seeds may say otherwise.
+all places support it, *fails* if all speak against it, and is *undecided* if all leave it open;
+else the places of each kind are counted. A place with one seed of training is marked by a dagger:
+other seeds may say otherwise.
 
 ADP and GAL are those trained by SGD on digits, where held-out images showed these to be the
 stronger ones in the few epochs that were affordable; elsewhere those of their own optimiser.
@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments.intervals import images, interval
 
+VERDICTS = {"for": "holds", "against": "fails", "open": "undecided"}
 MARGIN = 3.0  # points; the paper's own deviations are 0.5 to 3.2
 PHOTOS = ("cifar10-jpeg-10000", "cifar10-10000")
 ALL = "cifar10-jpeg"  # all 50,000 of the photographs
@@ -57,7 +58,11 @@ class Evidence(NamedTuple):
     difference: float
     half: float
     file: str
-    seeds: int = 0  # 0: nothing is random
+    seeds: int = 0  # 0: counted, so there is no doubt in it
+
+    def __str__(self) -> str:
+        doubt = f" ± {self.half:.1f}" if self.half else ""
+        return f"{self.difference:+.1f}{doubt}" + "†" * (self.seeds == 1)
 
 
 Methods = dict[tuple[str, int], list[dict]]  # {(method, M): its runs, in the order of their seeds}
@@ -217,8 +222,7 @@ def gain_shrinks(results: list[dict]) -> list[Evidence]:
 
 
 def costs(rivals: tuple[str, ...], sign: int) -> Find:
-    """By how many per cent SoE's units exceed each rival's (sign 1) or fall below them (-1). They
-    are counted, so there is no doubt in them."""
+    """By how many per cent SoE's units exceed each rival's (sign 1) or fall below them (-1)."""
 
     def find(results: list[dict]) -> list[Evidence]:
         for methods in placed(results).values():
@@ -226,7 +230,7 @@ def costs(rivals: tuple[str, ...], sign: int) -> Find:
             if units.get("soe") and all(units.get(rival) for rival in rivals):
                 file = methods["soe", 3][0]["file"]
                 shares = [sign * 100 * (units["soe"] / units[rival] - 1) for rival in rivals]
-                return [Evidence(name, share, 0.0, file) for name, share in zip(rivals, shares)]
+                return [Evidence(f"beside {r}", s, 0.0, file) for r, s in zip(rivals, shares)]
         return []
 
     return find
@@ -241,7 +245,7 @@ def on_xor(one: str, other: str) -> Find:
             if "trap" in result:
                 d = np.array([result[one]]) - np.array([result[other]])
                 where = f"{d.size} random starts"
-                found.append(Evidence(where, *interval(d / 100), result["file"]))
+                found.append(Evidence(where, *interval(d / 100), result["file"], d.size))
         return found
 
     return find
@@ -272,7 +276,7 @@ CLAIMS = [
         on_xor("joint", "vote"),
     ),
     Claim(
-        "They do so as well where the best one's error is minimised and g learns which one that is",
+        "XOR is solved as well where the best one's error is minimised and g learns which it is",
         "3.1",
         "same",
         on_xor("trap", "joint"),
@@ -283,7 +287,9 @@ CLAIMS = [
         "more",
         costs(("gal", "adp", "more"), 1),
     ),
-    Claim("and less than DVERGE's", "3.2, Table 1", "more", costs(("dverge",), -1)),
+    Claim(
+        "SoE's training costs less than DVERGE's", "3.2, Table 1", "more", costs(("dverge",), -1)
+    ),
     Claim(
         "All experts are about equally good on clean images: no trivial case",
         "3.4, Table 2",
@@ -330,13 +336,13 @@ CLAIMS = [
         compared("soe", "soe's vote", ("square", "square5000")),
     ),
     Claim(
-        "Not compared there: under the worst attack it keeps more than the same experts' vote",
+        "Under the worst attack SoE keeps more than the same experts' vote",
         "-",
         "more",
         compared("soe", "soe's vote", ("worst",)),
     ),
     Claim(
-        "Not compared there: what survives Square survives all attacks",
+        "What survives Square survives all attacks",
         "-",
         "same",
         of_soe(worst_less_square, "units"),
@@ -353,9 +359,14 @@ CLAIMS = [
         "more",
         both_soe((3, 1), MIDDLE),
     ),
-    Claim("At large eps, too", "4.3, Figures 3, 4", "more", both_soe((3, 1), LARGE)),
     Claim(
-        "but there five are about as robust as three",
+        "At large eps three are more robust than one",
+        "4.3, Figures 3, 4",
+        "more",
+        both_soe((3, 1), LARGE),
+    ),
+    Claim(
+        "At large eps five are about as robust as three",
         "4.3, Figures 3, 4",
         "same",
         both_soe((5, 3), LARGE),
@@ -366,17 +377,26 @@ CLAIMS = [
         "more",
         gain(shallow=True),
     ),
-    Claim("and at depth 8, 14 and 20", "4.4, Table 4", "more", gain(shallow=False)),
-    Claim("The deeper the networks, the less it gains", "4.4, Table 4", "more", gain_shrinks),
     Claim(
-        "Not compared there: under Square SoE keeps more than the same networks trained against "
-        "their vote",
+        "Without attacks SoE is better than one network at depth 8, 14 and 20",
+        "4.4, Table 4",
+        "more",
+        gain(shallow=False),
+    ),
+    Claim(
+        "Without attacks SoE gains the less, the deeper the networks are",
+        "4.4, Table 4",
+        "more",
+        gain_shrinks,
+    ),
+    Claim(
+        "Under Square SoE keeps more than the same networks trained against their vote",
         "-",
         "more",
         compared("soe", "plain-together", ("square",)),
     ),
     Claim(
-        "Not compared there: so it does under the worst attack",
+        "Under the worst attack SoE keeps more than the same networks trained against their vote",
         "-",
         "more",
         compared("soe", "plain-together", ("worst",)),
@@ -384,8 +404,11 @@ CLAIMS = [
 ]
 
 
-def speaks(kind: str, difference: float, half: float) -> str:
+def speaks(kind: str, evidence: Evidence) -> str:
     """`for`, `against` or `open`: what a difference, give or take `half`, says of such a claim."""
+    _, difference, half, _, seeds = evidence
+    if not seeds:
+        return "for" if difference > 0 else "against"
     if kind == "same":
         farthest, nearest = abs(difference) + half, abs(difference) - half
         return "for" if farthest <= MARGIN else "against" if nearest > MARGIN else "open"
@@ -393,29 +416,27 @@ def speaks(kind: str, difference: float, half: float) -> str:
 
 
 def verdict(kind: str, found: list[Evidence]) -> str:
-    said = [speaks(kind, evidence.difference, evidence.half) for evidence in found]
+    said = [speaks(kind, evidence) for evidence in found]
     if not said:
         return "not measured"
-    parts = []
-    for side, word in (("for", "holds"), ("against", "fails")):
-        where = [evidence.where for evidence, one in zip(found, said) if one == side]
-        if len(where) == len(found):
-            return word
-        if where:
-            parts.append(f"{word} where: {'; '.join(where)}")
-    return ", but ".join(parts) or "undecided"
+    if len(set(said)) == 1:
+        return VERDICTS[said[0]]
+    parts = [f"{VERDICTS[one]} at {said.count(one)}" for one in VERDICTS if one in said]
+    return f"{', '.join(parts)}, of {len(said)}"
 
 
-def judged(results: list[dict]) -> list[list[str]]:
-    """A row for each claim: what, where, the verdict, and every difference with its file."""
-    rows = [["the paper's claim", "appendix", "verdict", "measured: the difference, in points"]]
-    for text, place, kind, find in CLAIMS:
-        found = find(results)
-        measured = [
-            f"[{where}]({file}) {difference:+.1f}"
-            + (f" ± {half:.1f}" if half else "")
-            + "†" * (seeds == 1)
-            for where, difference, half, file, seeds in found
-        ]
-        rows.append([text, place, f"**{verdict(kind, found)}**", "; ".join(measured) or "-"])
-    return rows
+class Judged(NamedTuple):
+    """A claim, its verdict, and every measurement with what it says of the claim alone."""
+
+    claim: Claim
+    verdict: str
+    evidence: list[tuple[Evidence, str]]
+
+
+def judged(results: list[dict]) -> list[Judged]:
+    """All claims, judged by what the files say."""
+    found = [(claim, claim.find(results)) for claim in CLAIMS]
+    return [
+        Judged(claim, verdict(claim.kind, of), [(one, verdict(claim.kind, [one])) for one in of])
+        for claim, of in found
+    ]

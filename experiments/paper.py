@@ -204,14 +204,13 @@ def show(name: str, results: Path) -> None:
     print(f"\n{kind} {number}\n")
     if maker in tables.MAKERS and shown:
         print(tables.MAKERS[maker](shown))
-    head, *rows = claims.judged(found)
     print()
-    for text, place, said, measured in rows:
-        of = place.partition(", ")[2]
+    for claim, verdict, evidence in claims.judged(found):
+        of = claim.place.partition(", ")[2]
         if of.startswith(kind) and number in of:
-            print(
-                f"- {text} ({place}): {said.strip('*')}. {re.sub(r'[(][^)]*json[)]', '', measured)}"
-            )
+            print(f"- {claim.text} ({claim.place}): {verdict}")
+            for one, said in evidence:
+                print(f"    {one.where}: {one} {said}")
 
 
 def main(argv: list[str] | None = None) -> None:

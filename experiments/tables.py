@@ -449,6 +449,32 @@ def softened(results: list[dict]) -> Rows:
     return rows
 
 
+def claims(results: list[dict]) -> Rows:
+    """A row for each claim: the verdict, with a link to all that was measured, and the measurement
+    that stands for them: of most seeds, then on photographs, then where networks are deepest."""
+    rows = [["", "the paper's claim", "appendix", "verdict", "for example", "difference"]]
+    for number, (claim, verdict, evidence) in enumerate(judged(results), 1):
+        example = ["-", "-"]
+        if evidence:
+            found = reversed([of for of, _ in evidence])
+            one = max(found, key=lambda of: (of.seeds, "photos" in of.where))
+            example = [one.where, f"[{one}]({one.file})"]
+        said = f"[**{verdict}**](claims.md#{number})"
+        rows.append([str(number), claim.text, claim.place, said, *example])
+    return rows
+
+
+def evidence(results: list[dict]) -> str:
+    """Every measurement that speaks of a claim, a table a claim."""
+    parts = []
+    for number, (claim, verdict, found) in enumerate(judged(results), 1):
+        rows = [[one.where, f"[{one}]({one.file})", said] for one, said in found]
+        where = "not compared there" if claim.place == "-" else f"appendix {claim.place}"
+        title = f"### {number}\n\n{claim.text} ({where}): **{verdict}**"
+        parts.append(f"{title}\n\n{markdown([['', 'difference', 'says'], *rows])}")
+    return "\n\n".join(parts)
+
+
 def markdown(rows: Rows) -> str:
     head, *rest = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
@@ -477,7 +503,8 @@ MAKERS = {
     "ways": lambda results: markdown(ways(results)),
     "tools": lambda results: markdown(tools(results)),
     "run": run_table,
-    "claims": lambda results: markdown(judged(results)),
+    "claims": lambda results: markdown(claims(results)),
+    "evidence": evidence,
     "summary": lambda results: markdown(summary(results)),
     "table2": lambda results: markdown(table2(results)),
     "table3": table3,
