@@ -6,14 +6,12 @@ The tests of runs, options and files are in support/, those of data in data/, an
 run is trained once, and shared by all of them.
 """
 
-import copy
 import pkgutil
 import re
 from argparse import Namespace
-from collections import Counter
 from functools import partial
 from pathlib import Path
-from support import files, speed, tables
+from support import files, tables
 
 import numpy as np
 import pytest
@@ -283,45 +281,6 @@ def test_vote_is_the_log_of_the_mean_probability():
     assert vote(logits)[0, 0].item() == pytest.approx(-200 - np.log(2))  # p underflows
     model = Ensemble([Says([0.0, 0.0], [9.0]), Says([200.0, 0.0], [0.0])])
     torch.testing.assert_close(model(torch.rand(1, 1, 8, 8)).exp().sum(), torch.tensor(1.0))
-
-
-def test_running_the_answering_expert_alone_changes_nothing():
-    torch.manual_seed(0)
-    model = Collaboration([ResNet(8, 3, 10, 32) for _ in range(3)]).eval()
-    all_experts, x = model.all_experts, torch.rand(24, 3, 32, 32)
-
-    def each_answers_some(x):
-        logits, score = all_experts(x)
-        return logits, score - score.mean(1, keepdim=True)
-
-    model.all_experts = each_answers_some
-    assert len(model.all_experts(x)[1].argmax(0).unique()) > 1
-    speed.gather(model)
-    batches = Counter()
-    for j, expert in enumerate(model.experts):
-        expert.backbone.register_forward_hook(lambda _, z, __, j=j: batches.update({j: len(z[0])}))
-    alone, dense = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a = model(alone)
-    assert sum(batches.values()) == 3 * 24 + 24  # who answers, then the answers
-    b = model.combine(*model.all_experts(dense))
-    torch.testing.assert_close(a, b)
-    (grad_a,), (grad_b,) = (
-        torch.autograd.grad(z.square().sum(), of) for z, of in ((a, alone), (b, dense))
-    )
-    torch.testing.assert_close(grad_a, grad_b)
-
-
-def test_the_gathered_forward_asks_the_model_that_it_belongs_to():
-    """A copy, for an average of weights say, answers by its own weights."""
-    torch.manual_seed(0)
-    model = Collaboration([ResNet(8, 3, 10, 32) for _ in range(2)]).eval()
-    speed.gather(model)
-    x = torch.rand(4, 3, 32, 32, requires_grad=True)
-    other = copy.deepcopy(model)
-    for expert in other.experts:
-        expert.p_head.weight.data.zero_()
-        expert.p_head.bias.data.zero_()
-    assert not other(x).any() and model(x).any()
 
 
 # ------------------------------------------------------------------------------------- attacks

@@ -3,9 +3,11 @@
 No test here but one needs a GPU: graphs and streams have stand-ins, which take steps again.
 """
 
+import copy
 import json
 import re
 from argparse import Namespace
+from collections import Counter
 from contextlib import contextmanager
 from support import options, runs, speed
 from support.tables import duration
@@ -421,6 +423,64 @@ def test_the_attacks_gradient_vanishes_in_float16_and_not_in_float32():
         (grad,) = torch.autograd.grad(loss, z)
         zero[precision] = int((grad == 0).flatten(1).all(1).sum())
     assert zero[torch.float16] > zero[torch.float32] == 0
+
+
+# -------------------------------------------------------- a gathered forward
+
+
+def test_running_the_answering_expert_alone_changes_nothing():
+    torch.manual_seed(0)
+    model = models.Collaboration([models.ResNet(8, 3, 10, 32) for _ in range(3)]).eval()
+    all_experts, x = model.all_experts, torch.rand(24, 3, 32, 32)
+
+    def each_answers_some(x):
+        logits, score = all_experts(x)
+        return logits, score - score.mean(1, keepdim=True)
+
+    model.all_experts = each_answers_some
+    assert len(model.all_experts(x)[1].argmax(0).unique()) > 1
+    speed.gather(model)
+    batches = Counter()
+    for j, expert in enumerate(model.experts):
+        expert.backbone.register_forward_hook(lambda _, z, __, j=j: batches.update({j: len(z[0])}))
+    alone, dense = x.clone().requires_grad_(), x.clone().requires_grad_()
+    a = model(alone)
+    assert sum(batches.values()) == 3 * 24 + 24  # who answers, then the answers
+    b = model.combine(*model.all_experts(dense))
+    torch.testing.assert_close(a, b)
+    (grad_a,), (grad_b,) = (
+        torch.autograd.grad(z.square().sum(), of) for z, of in ((a, alone), (b, dense))
+    )
+    torch.testing.assert_close(grad_a, grad_b)
+
+
+def test_the_gathered_forward_asks_the_model_that_it_belongs_to():
+    """A copy, for an average of weights say, answers by its own weights."""
+    torch.manual_seed(0)
+    model = models.Collaboration([models.ResNet(8, 3, 10, 32) for _ in range(2)]).eval()
+    speed.gather(model)
+    x = torch.rand(4, 3, 32, 32, requires_grad=True)
+    other = copy.deepcopy(model)
+    for expert in other.experts:
+        expert.p_head.weight.data.zero_()
+        expert.p_head.bias.data.zero_()
+    assert not other(x).any() and model(x).any()
+
+
+def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
+    def least(self, logits, score):
+        return logits.take_along_dim(score.argmin(0)[None, :, None], 0).squeeze(0)
+
+    monkeypatch.setattr(models.Collaboration, "combine", least)
+    torch.manual_seed(0)
+    model = models.Collaboration([models.ResNet(8, 3, 10, 32) for _ in range(2)]).eval()
+    x = torch.rand(4, 3, 32, 32, requires_grad=True)
+    before = model(x)
+    speed.gather(model)
+    assert torch.equal(model(x), before)
+
+
+# -------------------------------------------------------- times
 
 
 @pytest.mark.parametrize(
