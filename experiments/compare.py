@@ -15,10 +15,11 @@ Cost, in units of one member's forward pass on one batch: a backward pass to the
 weights is one more, so a step of an attack costs 2 and learning a batch 3. A batch costs, with M
 members, S steps of PGD, T = 10 of DVERGE's own:
 
-    plain.., adp, more, soft-synergy        2 M S + 6 M            the attack; clean, adversarial
+    plain.., adp, more, soft..              2 M S + 6 M            the attack; clean, adversarial
     gal                                     2 M S + 9 M            the second derivative: 3 M more
     soe-stage1                              2 M S + 3 (M + M^2)    all learn from M attacks
     soe                                     as soe-stage1, then 2 M S + 6 M, half of the epochs each
+    soe-misled                              as soe, and M in its second half, to see who answers
     plain, soe, soe-stage1 at eps 0         3 M                    clean images alone
     dverge                                  as plain, then 2 M T + M + 2 M S + 3 M + 3 M (M - 1)
 
@@ -41,6 +42,7 @@ import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import pictures, soft_synergy, tables, train_or_resume
+from experiments.attempts import falling, grown, misled
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 
@@ -54,10 +56,15 @@ METHODS = {  # name: the script that trains it, and its flags
     "gal": (gal.main, []),
     "dverge": (dverge.main, []),
     "more": (more.main, []),
-    "soft-synergy": (soft_synergy.main, []),
 }
-DEFAULT = [name for name in METHODS if name != "soft-synergy"]  # the paper's
+DEFAULT = [*METHODS]  # the paper's
 DEFAULT += ["adp --optimizer sgd", "gal --optimizer sgd"]  # the others' rule for these too
+METHODS |= {  # ours
+    "soft-synergy": (soft_synergy.main, []),
+    "soft-grown": (grown.main, []),
+    "soft-falling": (falling.main, []),
+    "soe-misled": (misled.main, []),
+}
 
 
 def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -> dict[int, int]:
@@ -67,7 +74,9 @@ def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -
     plainly, each = 2 * M * S + 6 * M, 2 * M * S + 3 * (M + M**2)
     distilled = 2 * M * T + M + 2 * M * S + 3 * M + 3 * M * (M - 1)
     stages = {"soe": {1: each, 2: plainly}, "soe-stage1": {1: each}, "gal": {1: plainly + 3 * M}}
-    return (stages | {"dverge": {1: plainly, 2: distilled}}).get(method.split()[0], {1: plainly})
+    stages |= {"soe-misled": {1: each, 2: plainly + M}, "dverge": {1: plainly, 2: distilled}}
+    stages |= dict.fromkeys(("soft-grown", "soft-falling"), {1: plainly, 2: plainly})
+    return stages.get(method.split()[0], {1: plainly})
 
 
 def epochs_at_equal_cost(method: str, first: str, epochs: int, M: int, S: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from functools import partial
 from support import files
 
 import numpy as np
@@ -13,23 +14,30 @@ import data
 import models
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
-from experiments import compare, soft_synergy
+from experiments import compare
+from experiments.attempts.falling import hot_loss
+from experiments.attempts.misled import misled_loss
 from experiments.fixtures import arrays, same_weights
+from experiments.soft_synergy import soft_loss, soft_parser
 from train_collab import stage2_loss
-from train_submodel import stage1_loss
+from train_submodel import soe_parser, stage1_loss
 
 SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd apgd --steps 2 --images 20".split()
-LOSSES = {  # method: its model, where its options are, its losses stage by stage
-    "soe": ("collaboration", None, [stage1_loss, stage2_loss]),
-    "soe-stage1": ("collaboration", None, [stage1_loss]),
-    "plain": ("ensemble", plain, [plain.plain_loss]),
-    "plain-together": ("ensemble", plain, [plain.together_loss]),
-    "plain-jointly": ("ensemble", plain, [plain.jointly_loss]),
-    "adp": ("ensemble", adp, [adp.adp_loss]),
-    "gal": ("ensemble", gal, [gal.gal_loss]),
-    "dverge": ("ensemble", dverge, [plain.plain_loss, dverge.DvergeLoss()]),
-    "more": ("mixture", more, [more.more_loss]),
-    "soft-synergy": ("soft", soft_synergy, [soft_synergy.soft_loss]),
+SOE, SOFT = (partial(of, "", "") for of in (soe_parser, soft_parser))
+LOSSES = {  # method: its model, its options, its losses stage by stage
+    "soe": ("collaboration", SOE, [stage1_loss, stage2_loss]),
+    "soe-stage1": ("collaboration", SOE, [stage1_loss]),
+    "plain": ("ensemble", plain.parser, [plain.plain_loss]),
+    "plain-together": ("ensemble", plain.parser, [plain.together_loss]),
+    "plain-jointly": ("ensemble", plain.parser, [plain.jointly_loss]),
+    "adp": ("ensemble", adp.parser, [adp.adp_loss]),
+    "gal": ("ensemble", gal.parser, [gal.gal_loss]),
+    "dverge": ("ensemble", dverge.parser, [plain.plain_loss, dverge.DvergeLoss()]),
+    "more": ("mixture", more.parser, [more.more_loss]),
+    "soft-synergy": ("soft", SOFT, [soft_loss]),
+    "soft-grown": ("soft", SOFT, [plain.together_loss, soft_loss]),
+    "soft-falling": ("soft", SOFT, [hot_loss, soft_loss]),
+    "soe-misled": ("collaboration", SOE, [stage1_loss, misled_loss]),
 }
 
 
@@ -186,9 +194,8 @@ def forward_units(loss, model, x, y, settings):
 
 @pytest.mark.parametrize("method", compare.METHODS)
 def test_units_are_those_that_a_loss_costs(method):
-    kind, module, losses = LOSSES[method]
-    parser = module.parser() if module else train_submodel.soe_parser("", "")
-    settings = parser.parse_args([])
+    kind, parser, losses = LOSSES[method]
+    settings = parser().parse_args([])
     small = {"depth": 8, "n": 3, "steps": 4, "alpha": 0.03, "weights": "best", "steps_per_epoch": 4}
     small |= {"distill_steps": 5, "image_shape": [1, 8, 8], "num_classes": 10, "model": kind}
     settings = Namespace(**vars(settings) | small)
@@ -203,7 +210,7 @@ def test_units_are_those_that_a_loss_costs(method):
 
 @pytest.mark.parametrize("loss", [stage1_loss, stage2_loss, plain.plain_loss, plain.jointly_loss])
 def test_without_attacks_a_batch_costs_its_clean_images_alone(loss):
-    settings = Namespace(n=2, eps=0, sigma=1, lambda_=1, weights="best")
+    settings = Namespace(**vars(SOE().parse_args([])) | {"n": 2, "eps": 0, "weights": "best"})
     model = models.Collaboration([models.ResNet(2, 1, 10, 8) for _ in range(2)])
     units = forward_units(loss, model, torch.rand(4, 1, 8, 8), torch.arange(4), settings)
     assert set(compare.units_of_a_batch("soe", 2, 10, eps=0).values()) == {units}
