@@ -19,8 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-ATTACKS = ("pgd", "fgsm", "bim", "mim", "cw", "square", "adaptive")  # see attacks_at
-
 Loss = Callable[[Any, Tensor], Tensor]  # what the model returns, y [B] -> [B], to be raised
 Attack = Callable[[Any, Tensor, Tensor], Tensor]  # model, x [N, C, H, W], y [N] -> x_adv
 
@@ -223,7 +221,7 @@ def square(
 def soft_routing_loss(output: tuple[Tensor, Tensor], y: Tensor, T: float) -> Tensor:
     """-ln sum_j softmax_j(score / T) p_y^j: (logits [M, B, K], score [M, B]), y [B] -> [B].
 
-    Algorithm 1's argmax hides the E heads from a gradient; a softmax shows them.
+    The argmax of who answers hides the E heads from a gradient; a softmax shows them.
     """
     logits, score = output
     return -torch.logsumexp(F.log_softmax(score / T, 0) - expert_losses(logits, y), 0)
@@ -232,7 +230,7 @@ def soft_routing_loss(output: tuple[Tensor, Tensor], y: Tensor, T: float) -> Ten
 def misroute_loss(output: tuple[Tensor, Tensor], y: Tensor, j: int, scale: float) -> Tensor:
     """min(margin_j, scale * gap_j): expert j is to be wrong and to answer, [B].
 
-    margin_j = max_{k != y} z_jk - z_jy, gap_j = s_j - max_{i != j} s_i. Algorithm 1 is wrong
+    margin_j = max_{k != y} z_jk - z_jy, gap_j = s_j - max_{i != j} s_i. Inference is wrong
     exactly where both are above 0 for some j.
     """
     logits, score = output
@@ -245,7 +243,7 @@ def routes(model: nn.Module) -> bool:
     return model.row == "collaboration" and len(model.experts) > 1
 
 
-def misled(model: nn.Module, x: Tensor, y: Tensor, search: Attack) -> Iterator[Tensor]:
+def misled(model: nn.Module, x: Tensor, y: Tensor, search: Callable) -> Iterator[Tensor]:
     """1 + M attempts on who answers: x_adv by soft routing, and by misrouting to each expert.
 
     `search` is `pgd` or its like, with arguments `loss` and `decide`. T and the gap's scale fit
@@ -255,15 +253,16 @@ def misled(model: nn.Module, x: Tensor, y: Tensor, search: Attack) -> Iterator[T
     if not routes(model):
         return
     logits, score = (part.detach() for part in model.all_experts(x))
-    gap = -score.topk(2, 0).values.diff(dim=0).mean().item() + 1e-12
-    margin = torch.stack([margin_loss(of_expert, y) for of_expert in logits]).abs().mean().item()
+    first, second = score.topk(2, 0).values
+    gap = (first - second).mean().item() + 1e-12
+    margin = margin_loss(logits.flatten(0, 1), y.repeat(len(logits))).abs().mean().item()
     losses = [partial(soft_routing_loss, T=gap)]
     losses += [partial(misroute_loss, j=j, scale=margin / gap) for j in range(len(logits))]
     for loss in losses:
         yield search(model.all_experts, x, y, loss=loss, decide=lambda out: model.combine(*out))
 
 
-def adaptive(model: nn.Module, x: Tensor, y: Tensor, search: Attack) -> Tensor:
+def adaptive(model: nn.Module, x: Tensor, y: Tensor, search: Callable) -> Tensor:
     """An attack by someone who has read the paper, on the answer and on who answers: 2 + M runs.
 
     x [B, C, H, W], y [B] -> each image's worst point. For `search` see `misled`.
@@ -282,7 +281,7 @@ def in_batches(attack: Attack, batch_size: int = 250) -> Attack:
 
 
 def attacks_at(eps: float, steps: int = 20, queries: int = 1000) -> dict[str, Attack]:
-    """{name: fn(model, x, y) -> x_adv, each image's worst point} for the names in ATTACKS.
+    """{name: fn(model, x, y) -> x_adv, each image's worst point}.
 
     Steps are eps / 5 as in the authors' evaluation, and a tenth of eps in MIM.
     """
@@ -299,3 +298,6 @@ def attacks_at(eps: float, steps: int = 20, queries: int = 1000) -> dict[str, At
     attacks = {name: in_batches(attack) for name, attack in gradient_attacks.items()}
     attacks["square"] = partial(square, eps=eps, n_queries=queries, rescale=True)
     return attacks  # Square fills its batches itself
+
+
+ATTACKS = tuple(attacks_at(eps=1.0))  # their names

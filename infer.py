@@ -5,8 +5,8 @@
     python infer.py RUN --eps 0.05 --attack pgd square    # the table of accuracies
 
 Every expert gives a label and a confidence; the most confident expert answers. The table attacks
-the model, and each expert and the vote as well, because an image made against one model is only a
-transferred image for another. The full evaluation of a model is experiments/evaluate.py.
+the model, and by the first attack each expert and the vote as well, because an image made against
+one model is only a transferred image for another. experiments/evaluate.py is the full evaluation.
 """
 
 from argparse import Namespace
@@ -65,16 +65,16 @@ def judge(
         logits, score = ask_experts(model, images, batch_size)
         for row, of_row in correct_by_row(model, logits, score, y).items():
             correct.setdefault(row, {})[column] = of_row
-        if model.row != "vote":  # where nobody answers alone
+        if model.row != "vote":  # which prefers no expert
             division[column] = specialisation(logits, score, y)
     if attacks:
         name, attack = next(iter(attacks.items()))
-        rivals = {f"expert {j + 1}": Collaboration([e]) for j, e in enumerate(model.experts)}
-        rivals["vote"] = Ensemble(model.experts)
-        for row, rival in rivals.items():
+        parts = {f"expert {j + 1}": Collaboration([e]) for j, e in enumerate(model.experts)}
+        parts["vote"] = Ensemble(model.experts)
+        for row, part in parts.items():
             if row != model.row:
-                x_adv = attack(rival.eval(), x, y)
-                logits = rival.combine(*ask_experts(rival, x_adv, batch_size))
+                x_adv = attack(part.eval(), x, y)
+                logits = part.combine(*ask_experts(part, x_adv, batch_size))
                 correct[row]["own"] = logits.argmax(1) == y
         correct[model.row]["own"] = correct[model.row][name]
     return correct, division
@@ -88,8 +88,9 @@ def report(
     table = {}
     for row, cells in correct.items():
         table[row] = {column: percent(of_row) for column, of_row in cells.items()}
-        if len(attacks) > 1:
-            table[row]["worst"] = percent(torch.stack(list(cells.values())).all(0))
+    if len(attacks) > 1:  # in the other rows images were made against another model
+        worst = torch.stack(list(correct[model.row].values())).all(0)
+        table[model.row]["worst"] = percent(worst)
     return {"table": table, "specialisation": division}
 
 
@@ -102,8 +103,8 @@ def evaluate(
     them. Rows: each expert, the vote, the model, `oracle` (the expert with the lowest loss answers)
     and `any` (at least one expert is correct); oracle and any know the label, which no classifier
     does. Columns: `clean`; each attack, made against `model`, the same images in every row; `own`:
-    each row attacked itself by the first attack; with several attacks `worst`: correct in all of
-    these columns.
+    each row attacked itself by the first attack; with several attacks, in the model's row, `worst`:
+    correct in all of these columns.
     """
     return report(model, x, y, attacks, batch_size)["table"]
 

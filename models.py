@@ -67,7 +67,7 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         if depth < 2 or (depth - 2) % 6:
-            low = max(2, depth - (depth - 2) % 6)
+            low = depth - (depth - 2) % 6
             nearest = "2" if depth < 2 else f"{low} or {low + 6}"
             raise ValueError(f"depth is {depth}: it must be 6n + 2; the nearest is {nearest}")
         layers = [
@@ -113,7 +113,7 @@ class ResNet(nn.Module):
 
 
 def rectified_score(logits: Tensor, g_logit: Tensor, y: Tensor | None = None) -> Tensor:
-    """The logit of max_k f_k * g: the score of the authors' code, which joins P head and E head.
+    """The logit of max_k f_k * g, the confidence of the authors' code: it joins P and E head.
 
     logits [..., B, K], g_logit [..., B] -> [..., B]. With labels y [B], as in training, no gradient
     flows through max_k f_k where the prediction is correct.
@@ -142,7 +142,7 @@ class Experts(nn.ModuleList):
 class Collaboration(nn.Module):
     """The appendix's Algorithm 1: the expert with the highest score answers, for M >= 1 experts.
 
-    `confidence` says what the score is: "ehead", g_j alone as in the paper, or "rectified",
+    The score is the logit of a `confidence`: "ehead", g_j alone as in the paper, or "rectified",
     max_k f_j,k * g_j as in the authors' code. Raises ValueError for another rule or no expert.
     """
 
@@ -164,7 +164,7 @@ class Collaboration(nn.Module):
         return logits, g_logit
 
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """Algorithm 1, line 4, the answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
+        """Line 4 of it, the answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
         answering = score.argmax(0)[None, :, None]  # [1, B, 1]
         return logits.take_along_dim(answering, 0).squeeze(0)
 
@@ -214,7 +214,7 @@ def build(settings: dict) -> nn.Module:
             return Collaboration(experts, settings["confidence"])
         case "ensemble":
             return Ensemble(experts)
-        case "mixture":  # this and the next: what the method itself does without
+        case "mixture":  # a rival's, and ours; the method has neither
             from baselines.more import Mixture
 
             return Mixture(experts)

@@ -19,19 +19,20 @@ import infer
 from attacks import expert_losses
 from models import rectified_score
 from train_submodel import (
+    clean_and_attacked,
     confidence_loss,
     sample_loss,
     soe_parser,
     stage1_loss,
     train,
-    training_attack,
 )
 
 
 def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """The authors' code: sum_j softmax_j(max_k f_jk * g_j) l_j + lambda * mean_j BCE_j.
+    """sum_j softmax_j(max_k f_jk * g_j) l_j + lambda * mean_j BCE_j, the authors' code's where
+    the score is `rectified`.
 
-    No gradient flows through the weights, which are nearly uniform, every score being in (0, 1).
+    No gradient flows through the weights, which are nearly uniform, every product being in (0, 1).
     x [B, C, H, W], y [B] -> [B].
     """
     logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
@@ -45,14 +46,8 @@ def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: N
 def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """The loss of collaboration training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
     each = sample_loss if settings.weights == "best" else confidence_weighted_loss
-    if settings.eps == 0:
-        return settings.n * each(model.train(), x, y, settings).mean()
-    model.eval().requires_grad_(False)
-    x_adv = training_attack(model, x, y, settings)  # x~_c = PGD on what inference returns
-    model.train().requires_grad_(True)
-    clean = each(model, x, y, settings).mean()
-    adversarial = each(model, x_adv, y, settings).mean()
-    return settings.n * (clean + adversarial)  # n is M: see stage1_loss
+    batches = clean_and_attacked(model, x, y, settings)  # x, x~_c = PGD on what inference returns
+    return settings.n * sum(each(model, b, y, settings).mean() for b in batches)  # n: M, as there
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -35,6 +35,16 @@ def training_attack(
     return pgd(model, x, y, eps, alpha, steps, random_start=settings.random_start)
 
 
+def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> list[Tensor]:
+    """[x, x~], x~ = PGD against the whole model; [x] where eps is 0. Ends in train mode."""
+    batches = [x]
+    if settings.eps:
+        model.eval().requires_grad_(False)  # the attack needs gradients for the input alone
+        batches.append(training_attack(model, x, y, settings))
+    model.train().requires_grad_(True)
+    return batches
+
+
 def attack_each_expert(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """x~_i = PGD against expert i alone, for every i: x [B, C, H, W] -> [M * B, C, H, W]."""
     experts = model.experts.side_by_side()
@@ -53,8 +63,8 @@ def best_expert_loss(losses: Tensor, sigma: float) -> Tensor:
 def confidence_loss(score: Tensor, p_y: Tensor) -> Tensor:
     """mean_j BCE(g_j, p_y^j), no gradient through the target p_y: [M, B], [M, B] -> [B].
 
-    `score` is the confidence's logit. It is least where g_j = p_y^j; were it that for every expert,
-    the most confident one would be the best (Proposition 2, Eq. 8).
+    `score` is the confidence's logit. The loss is least where g_j = p_y^j; if that held for every
+    expert, the most confident one would be the best (Proposition 2, Eq. 8).
     """
     return F.binary_cross_entropy_with_logits(score, p_y.detach(), reduction="none").mean(0)
 
@@ -70,9 +80,9 @@ def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
 def stage1_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """The loss of sub-model training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
     M = settings.n
-    if settings.eps == 0:  # no attack, as in Table 4
+    if settings.eps == 0:  # no attack: so we read Table 4
         return M * sample_loss(model.train(), x, y, settings).mean()
-    model.eval().requires_grad_(False)  # the attack needs gradients for the input alone
+    model.eval().requires_grad_(False)
     x_adv = attack_each_expert(model, x, y, settings)  # [M * B, C, H, W]
     model.train().requires_grad_(True)
     clean = sample_loss(model, x, y, settings).mean()
@@ -115,7 +125,7 @@ def train(run: runs.Run, stage: int, loss: TrainingLoss, **how) -> None:
 def optimizer_and_schedule(
     model: nn.Module, settings: Namespace, stage: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD, or Adam as ADP and GAL have it; the rate falls to 1/10 at 1/2 and 3/4 of the stage."""
+    """SGD, or Adam as ADP and GAL have it; the rate falls tenfold at 1/2 and 3/4 of the stage."""
     if settings.optimizer == "adam":
         optimizer = torch.optim.Adam(model.parameters(), settings.lr, eps=1e-7, weight_decay=1e-4)
     else:
@@ -133,7 +143,7 @@ def soe_parser(description: str, prog: str) -> options.Parser:
     add("--sigma", type=options.positive, default=1.0, help=what)
     lambda_ = {"dest": "lambda_", "metavar": "LAMBDA", "type": options.not_negative}
     add("--lambda", default=1.0, help="lambda, the weight of the confidence loss", **lambda_)
-    what = "the score: the E head's g alone, or max_k f_k * g as in the authors' code"
+    what = "the confidence: the E head's g alone, or max_k f_k * g as in the authors' code"
     add("--confidence", choices=CONFIDENCES, default="ehead", help=what)
     return parser
 

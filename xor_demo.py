@@ -1,8 +1,9 @@
 """XOR (the paper's appendix 3.1 and Figure 1): what a collaboration can do and a vote cannot.
 
-Four Gaussian clouds, two classes, two linear sub-models f_1 and f_2. Their average is again linear,
-so it stays under 75 % or so. The collaboration adds one linear module g_j to each: the f_j with the
-highest g_j answers, so each f_j needs to be correct on two neighbouring clouds only.
+Four Gaussian clouds, two classes, two linear sub-models f_1 and f_2. Their average is again linear:
+no line can do better than about 75 %, and the least squares reach 50. The collaboration adds one
+linear module g_j to each: the f_j with the highest g_j answers, so each f_j needs to be correct on
+two neighbouring clouds only.
 
     python xor_demo.py           # prints both accuracies, draws Figure 1 (a) and (b)
     python xor_demo.py --trap    # minimise the error of the best sub-model alone: see `trap_loss`
@@ -59,7 +60,8 @@ def trap_loss(f: Tensor, g: Tensor, y: Tensor) -> Tensor:
     """min_j (f_j - y)^2, as the appendix words it, and a g that learns which j that is.
 
     Why it fails: f_1 = +1 and f_2 = -1 everywhere have no error at all, whereas the wanted solution
-    keeps the clouds' own spread. All of XOR is then left to g, and a linear g cannot do it.
+    has one of 0.09, the clouds' spread; and g, which pays for it, does not teach f. All of XOR is
+    then left to g, and a linear g cannot do it.
     """
     error = (f - y[:, None]).square()  # [B, 2]
     return error.min(1).values.mean() + nn.functional.cross_entropy(g, error.argmin(1))
@@ -92,8 +94,9 @@ def answer(f: Linear2, g: Linear2, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def accuracies(
     seed: int, loss: Loss = collaboration_loss, frames: list | None = None
-) -> tuple[float, float, list]:
-    """Test accuracy, in percent, of the vote and of the collaboration; what Figure 1 needs."""
+) -> tuple[float, float, tuple]:
+    """Test accuracy, in percent, of the vote and of the collaboration; what Figure 1 needs: the
+    test samples x, y, the vote's function, f and g."""
     generator = torch.Generator().manual_seed(seed)
     x, y = xor_samples(1000, generator)
     x_test, y_test = xor_samples(1000, generator)
@@ -102,7 +105,7 @@ def accuracies(
     voted = vote(x_test).mean(1).sign()
     _, answered = answer(f, g, x_test)
     percents = [100 * (sign == y_test).float().mean().item() for sign in (voted, answered)]
-    return *percents, [x_test, y_test, vote, f, g]
+    return *percents, (x_test, y_test, vote, f, g)
 
 
 @torch.no_grad()
@@ -113,9 +116,10 @@ def trapped(f: Linear2, x: Tensor) -> bool:
 
 
 @torch.no_grad()
-def figure_1(samples: list, titles: list[str]) -> pictures.Figure:
+def figure_1(
+    x: Tensor, y: Tensor, vote: Linear2, f: Linear2, g: Linear2, titles: list[str]
+) -> pictures.Figure:
     """(a) the ensemble, (b) the collaboration: the samples, what is answered where, and by whom."""
-    x, y, vote, f, g = samples
     vote_lines = [("$f_1 + f_2 = 0$", "k-.", vote.a.sum(0), vote.b.sum())]
     lines = [(f"$f_{j + 1} = 0$", style, f.a[j], f.b[j]) for j, style in enumerate(("k-", "k--"))]
     lines += [("$g_1 = g_2$: who answers", "k:", g.a[0] - g.a[1], g.b[0] - g.b[1])]
@@ -141,18 +145,17 @@ def main(argv: list[str] | None = None) -> None:
         if args.animate:
             files.check_new(Path(args.animate), ".gif", "--animate")
         loss, frames = trap_loss if args.trap else collaboration_loss, []
-        vote, collaboration, samples = accuracies(args.seed, loss, frames)
-        print(f"ensemble (average of two linear sub-models): {vote:.1f} % of 1000 test samples")
-        print(f"collaboration (two linear f, linear g):      {collaboration:.1f} %")
-        titles = [f"(a) ensemble: {vote:.1f} %", f"(b) collaboration: {collaboration:.1f} %"]
-        if trapped(samples[3], samples[0]):
+        voted, answered, (x, y, vote, f, g) = accuracies(args.seed, loss, frames)
+        print(f"ensemble (average of two linear sub-models): {voted:.1f} % of 1000 test samples")
+        print(f"collaboration (two linear f, linear g):      {answered:.1f} %")
+        titles = [f"(a) ensemble: {voted:.1f} %", f"(b) collaboration: {answered:.1f} %"]
+        if trapped(f, x):
             print(TRAPPED)
-        files.write(out, pictures.as_png(figure_1(samples, titles)))
+        files.write(out, pictures.as_png(figure_1(x, y, vote, f, g, titles)))
         print(f"wrote {out}")
         if args.animate:
-            x, y, voted, *_ = samples
             drawn = (
-                figure_1([x, y, voted, f, g], [titles[0], f"(b) collaboration, step {step}"])
+                figure_1(x, y, vote, f, g, [titles[0], f"(b) collaboration, step {step}"])
                 for step, f, g in frames
             )
             files.write(Path(args.animate), pictures.as_gif(drawn))

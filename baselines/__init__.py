@@ -3,10 +3,6 @@
 from argparse import Namespace
 from support import options
 
-from torch import Tensor, nn
-
-from train_submodel import training_attack
-
 
 def add_clean_weight(parser: options.Parser) -> None:
     """--clean-weight, for a front of clean accuracy against robustness."""
@@ -28,13 +24,3 @@ def weights(settings: Namespace) -> tuple[float, float]:
     """(W, 2 - W), the weights of the losses on clean and on attacked images."""
     W = getattr(settings, "clean_weight", 1.0)  # coursework has no such setting
     return W, 2 - W
-
-
-def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> list[Tensor]:
-    """[x, x~], x~ = PGD against the whole model; [x] where eps is 0. Ends in train mode."""
-    batches = [x]
-    if settings.eps:
-        model.eval().requires_grad_(False)
-        batches.append(training_attack(model, x, y, settings))
-    model.train().requires_grad_(True)
-    return batches

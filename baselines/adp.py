@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import clean_and_attacked
 from models import vote
-from train_submodel import train
+from train_submodel import clean_and_attacked, train
 
 
 def entropy_of_the_mean(logits: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import clean_and_attacked
-from train_submodel import train
+from train_submodel import clean_and_attacked, train
 
 
 def coherence(losses: list[Tensor], x: Tensor) -> Tensor:
@@ -42,7 +41,8 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
 
 def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """mean_i CE_i + lambda * coherence on images of which half are noisy (lambda is --coherence),
-    and mean_i CE_i on PGD that starts from these, as in DVERGE's version of GAL."""
+    and mean_i CE_i on PGD in the ball around these, noisy ones included, as in DVERGE's version of
+    GAL: where noise leads out of [0, 1], so does the attack."""
     x = noisy(x.contiguous(), settings.noise)
     x, *adversarial = clean_and_attacked(model, x, y, settings)
     x = x.requires_grad_()

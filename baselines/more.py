@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infer
-from baselines import clean_and_attacked
 from models import Experts
-from train_submodel import train
+from train_submodel import clean_and_attacked, train
 
 
 class Mixture(nn.Module):

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import add_clean_weight, check_clean_weight, clean_and_attacked, weights
-from train_submodel import attack_each_expert, train
+from baselines import add_clean_weight, check_clean_weight, weights
+from train_submodel import attack_each_expert, clean_and_attacked, train
 
 
 def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

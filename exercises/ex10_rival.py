@@ -2,8 +2,8 @@
 
 A method is worth what it adds to the simplest thing of the same cost: the same networks, trained on
 adversarial images of their vote. Write that ensemble's loss, with `sum_of_losses` of
-baselines/plain.py and `clean_and_attacked` of the baselines; then count what a batch costs in each
-method.
+baselines/plain.py and `clean_and_attacked` of train_submodel.py; then count what a batch costs in
+each method.
 
 In words: Table 1 compares hours. What does it count, and what would be a fair budget instead?
 """
@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines import clean_and_attacked
 from baselines.plain import sum_of_losses
 from exercises import Property
 from models import Ensemble, ResNet
-from train_submodel import attack_each_expert, training_attack
+from train_submodel import attack_each_expert, clean_and_attacked, training_attack
 
 MINUTES, PAPER = 50, "Tables 1 and 3"
 TOLERANCE = 1e-4
@@ -28,8 +27,8 @@ IMPORTS = """from argparse import Namespace
 import torch
 from torch import Tensor, nn
 
-from baselines import clean_and_attacked
-from baselines.plain import sum_of_losses"""
+from baselines.plain import sum_of_losses
+from train_submodel import clean_and_attacked"""
 REBUILD = {
     "together_loss": (
         "baselines.plain",

@@ -384,7 +384,7 @@ CLAIMS = [
         gain(shallow=False),
     ),
     Claim(
-        "Without attacks SoE gains the less, the deeper the networks are",
+        "Without attacks SoE gains at depth 2, and less where networks are deepest",
         "4.4, Table 4",
         "more",
         gain_shrinks,

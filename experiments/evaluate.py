@@ -111,11 +111,11 @@ def report(
 
     Rows and columns are those of `infer.evaluate`, the attacks being repeated from each seed: the
     table holds the means and `deviation`, with several seeds, the standard deviations; `worst`
-    counts the images that are correct in all columns from all seeds; `specialisation` is the last
-    seed's. `transfer` adds columns of ready-made images [V, N, C, H, W]; an image is correct where
-    all its variants are. `decided` is what `who_decided` returns, and `correct` tells of each image
-    whether the model has it correct from all seeds, `clean` whether each row has, for paired
-    comparisons.
+    counts the images that the model has correct in all columns from all seeds; `specialisation` is
+    the last seed's. `transfer` adds columns of ready-made images [V, N, C, H, W]; an image is
+    correct where all its variants are. `decided` is what `who_decided` returns, `correct` tells of
+    each image whether the model has it correct from all seeds, and `clean` whether each row has,
+    for paired comparisons.
     """
     transfer, runs = transfer or {}, []
     transferred = correct_on_transferred(model.eval(), y, transfer)
@@ -132,9 +132,9 @@ def report(
         if len(runs) > 1:
             deviation[row] = {c: statistics.stdev(values) for c, values in percents.items()}
         always[row] = {column: torch.stack(found).all(0) for column, found in cells.items()}
-        if len(attacks) + len(transfer) > 1 or len(runs) > 1:
-            always[row]["worst"] = torch.stack(list(always[row].values())).all(0)
-            table[row]["worst"] = percent(always[row]["worst"])
+    if len(attacks) + len(transfer) > 1 or len(runs) > 1:
+        always[model.row]["worst"] = torch.stack(list(always[model.row].values())).all(0)
+        table[model.row]["worst"] = percent(always[model.row]["worst"])
     mine = {column: of_mine for column, of_mine in always[model.row].items() if column != "own"}
     return {
         "table": table,

@@ -1,10 +1,11 @@
 """Beyond the paper, ours: soft synergy. All experts answer, and learn, by their scores' weights.
 
-The hard switch of Algorithm 1 hides the E heads from training's attack and gives the answer away
-to whoever attacks the switch. Here the answer is a mixture, sum_j w_j f_j with w = softmax(score /
-T), which has nothing to hide: PGD attacks all of it in training, and its loss trains P heads and E
-heads alike. T -> 0 answers as Algorithm 1 does, T -> infinity as the vote; the loss is then, at
-sigma = 1, that of an ensemble trained for its vote (`baselines.plain --jointly`).
+The hard switch, to the most confident expert, hides the E heads from training's attack and gives
+the answer away to whoever attacks the switch. Here the answer is a mixture, sum_j w_j f_j with
+w = softmax(score / T), which has nothing to hide: PGD attacks all of it in training, and its loss
+trains P heads and E heads alike. T -> 0 answers as that switch does, T -> infinity as the vote;
+the loss is then, at sigma = 1, that of an ensemble trained for its vote (`baselines.plain
+--jointly`).
 
     python -m experiments.soft_synergy --eps 0.1 --n 3 --depth 2
     python -m experiments.soft_synergy --data cifar10 --depth 2 --lr 0.03 --temperature 3
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import add_clean_weight, check_clean_weight, clean_and_attacked, weights
+from baselines import add_clean_weight, check_clean_weight, weights
 from models import Collaboration
-from train_submodel import best_expert_loss, train
+from train_submodel import best_expert_loss, clean_and_attacked, train
 
 
 class SoftCollaboration(Collaboration):
     """log sum_j w_j softmax(logits_j), [B, K], w = softmax(score): all answer.
 
-    The scores are divided by the temperature T: T -> 0 is Algorithm 1, T -> infinity the vote.
+    The scores are divided by the temperature T: T -> 0 is the hard switch, T -> infinity the vote.
     """
 
     row = "mixture"

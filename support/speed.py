@@ -265,28 +265,26 @@ def choose_threads(work: Callable[[], object], most: int) -> int:
 
 
 def gather(model: nn.Module) -> None:
-    """Lets a model under attack on a CPU run the answering expert alone with gradients, if the one
-    of the highest score is what its `combine` answers with: tried, as that may be changed."""
-    M, B = len(model.experts), 100
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(M, B, 10, generator=generator)
-    score = torch.randn(M, B, generator=generator)
-    of_highest = logits[score.argmax(0), torch.arange(B)]
-    if M > 1 and torch.equal(model.combine(logits, score), of_highest):
+    """Lets a collaboration under attack on a CPU run the answering expert alone with gradients."""
+    if model.row == "collaboration" and len(model.experts) > 1:
         model.forward = MethodType(gathered_forward, model)
 
 
 def gathered_forward(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's forward, where one expert answers alone: [B, C, H, W] -> [B, K].
+    """Collaboration.forward, where one expert answers alone: [B, C, H, W] -> [B, K].
 
     Who answers is seen first, without gradients; in eval mode an image's logits do not depend on
-    the batch it is in. Images under 32 x 32 are too small for that to pay: their cost is per
-    operation, not per pixel.
+    the batch it is in. Where `combine` was changed, and gives another answer than that expert's,
+    all are run as usual. Images under 32 x 32 are too small for gathering to pay: their cost is
+    per operation, not per pixel.
     """
     pays = x.is_cpu and x.shape[2] * x.shape[3] >= 32 * 32
     if not pays or model.training or not x.requires_grad:
         return type(model).forward(model, x)
-    answering = ask_experts(model, x, len(x))[1].argmax(0)  # [B]
+    said, score = ask_experts(model, x, len(x))  # [M, B, K], [M, B]
+    answering = score.argmax(0)  # [B]
+    if not torch.equal(model.combine(said, score), said[answering, torch.arange(len(x))]):
+        return type(model).forward(model, x)
     groups = [(answering == j).nonzero().squeeze(1) for j in range(len(model.experts))]
     pairs = zip(model.experts, groups)
     logits = torch.cat([expert.logits(x[group]) for expert, group in pairs if len(group)])

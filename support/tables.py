@@ -63,7 +63,7 @@ def print_report(
     names are numbered.
     """
     table, deviation = result["table"], result.get("deviation", {})
-    columns = list(table["expert 1"])
+    columns = list(table[me])
     attacks = [column for column in columns if column not in ("clean", "own", "worst")]
     heading = f"\nAccuracy (%) on {count} test images, "
     heading += f"eps {eps:g}. Attacks are made against the {me},\n" if attacks else "clean."
@@ -71,7 +71,7 @@ def print_report(
     if "own" in columns:
         heading += f" own: each row attacked itself by {attacks[0]}."
     if "worst" in columns:
-        heading += " worst: correct in all columns."
+        heading += f" worst: of the {me}, correct in all columns."
     print(heading)
     width = max([9, *(len(column) + 2 for column in columns)]) + (3 if deviation else 0)
     _line("", columns, width)
