@@ -239,8 +239,8 @@ def misroute_loss(output: tuple[Tensor, Tensor], y: Tensor, j: int, scale: float
 
 
 def routes(model: nn.Module) -> bool:
-    """Does one of several experts answer alone, so that an attack may lead to another?"""
-    return model.row == "collaboration" and len(model.experts) > 1
+    """Do scores say which expert answers, or weighs most, so that an attack may lead to another?"""
+    return model.row != "vote" and len(model.experts) > 1
 
 
 def misled(model: nn.Module, x: Tensor, y: Tensor, search: Callable) -> Iterator[Tensor]:
@@ -248,7 +248,7 @@ def misled(model: nn.Module, x: Tensor, y: Tensor, search: Callable) -> Iterator
 
     `search` is `pgd` or its like, with arguments `loss` and `decide`. T and the gap's scale fit
     these images, x [B, C, H, W]: where scores differ by many T the softmax is an argmax again.
-    No attempt at all where nobody answers alone.
+    No attempt at all where no score counts.
     """
     if not routes(model):
         return

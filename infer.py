@@ -143,7 +143,7 @@ def run(args: Namespace) -> None:
     eps = settings["eps"] if args.eps is None else args.eps
     attacks = {name: attacks_at(eps)[name] for name in args.attack or ["pgd"]}
     if "adaptive" in attacks and not routes(model):
-        raise ValueError("adaptive misleads who answers, and here nobody answers alone: take pgd")
+        raise ValueError("adaptive misleads who answers, and here no score says who: take pgd")
     attacked = args.save or args.attack or args.eps or not args.images
     if eps == 0 and attacked:
         raise ValueError("the checkpoint was trained without attacks: give --eps")

@@ -506,7 +506,7 @@ def test_soft_routing_and_misroute_by_hand():
         torch.testing.assert_close(misroute, torch.tensor([value]))
 
 
-def test_where_nobody_answers_alone_the_adaptive_attack_is_the_search_itself(network):
+def test_where_no_score_counts_the_adaptive_attack_is_the_search_itself(network):
     model, x, y = network
     for whole in (Ensemble(model.experts), Collaboration([model.experts[0]])):
         whole.eval()

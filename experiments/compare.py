@@ -65,6 +65,8 @@ METHODS |= {  # ours
     "soft-falling": (falling.main, []),
     "soe-misled": (misled.main, []),
 }
+OURS = "--depth --eps --n --epochs --seed --data --device --out --resume".split()
+OF_ALL = "give it to the comparison itself"
 
 
 def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -> dict[int, int]:
@@ -79,9 +81,12 @@ def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -
     return stages.get(method.split()[0], {1: plainly})
 
 
-def epochs_at_equal_cost(method: str, first: str, epochs: int, M: int, S: int) -> int:
+def epochs_at_equal_cost(
+    method: str, first: str, epochs: int, M: int, S: int, eps: float = 1
+) -> int:
     """Epochs in which `method` costs what `first` costs in `epochs`."""
-    theirs, ours = (statistics.mean(units_of_a_batch(m, M, S).values()) for m in (first, method))
+    of = (units_of_a_batch(m, M, S, eps=eps) for m in (first, method))
+    theirs, ours = (statistics.mean(stages.values()) for stages in of)
     return max(1, round(epochs * theirs / ours))
 
 
@@ -89,6 +94,9 @@ def known_method(text: str) -> str:
     """A name of METHODS, perhaps with flags of its script."""
     if not text.split() or text.split()[0] not in METHODS:
         raise ArgumentTypeError(f"unknown method {text!r}: it must begin with {', '.join(METHODS)}")
+    for word in text.split():
+        if word.split("=")[0] in OURS:
+            raise ArgumentTypeError(f"{word} in {text!r} would differ between methods: {OF_ALL}")
     return text
 
 
@@ -98,11 +106,11 @@ def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
     for depth, eps, method in product(args.depth, args.eps, args.methods):
         epochs = args.epochs or options.default_epochs(args.data)
         if args.equal_cost:
-            epochs = epochs_at_equal_cost(method, args.methods[0], epochs, args.n, steps)
+            epochs = epochs_at_equal_cost(method, args.methods[0], epochs, args.n, steps, eps)
         words = method.split()
         for seed in range(args.seed, args.seed + args.seeds):
             of = {"depth": depth, "n": args.n, "eps": f"{eps:g}", "epochs": epochs, "seed": seed}
-            name = f"{data_name}-{method.replace(' --', '-').replace(' ', '')}"
+            name = f"{data_name}-{method.replace(' --', '-').replace(' ', '').replace('/', '_')}"
             name += "".join(f"-{k}{v}" for k, v in of.items())
             flags = [*METHODS[words[0]][1], *words[1:], *(f"--{k}={v}" for k, v in of.items())]
             runs[name] = method, flags
@@ -211,7 +219,7 @@ def run(args: Namespace) -> tuple[list[Path], int]:
     for depth in args.depth:
         ResNet(depth)  # is there one?
     out, results = Path(args.out), Path(args.results or args.out)
-    for folder in (out, results):
+    for folder in (results, out):
         folder.mkdir(parents=True, exist_ok=True)
         files.check_writable(folder)
     runs, mine, failed = plan(args, dataset.name), share(args, dataset.name), 0

@@ -53,8 +53,8 @@ def attacks_at(
     """{name: fn(model, x, y) -> x_adv, each image's worst point} for these names of ATTACKS.
 
     `steps` are AutoPGD's, which `adaptive` is made of too; all other gradient attacks have 20, of
-    pgd and cw the worst of `restarts`. `rescale` is Square's. `adaptive` is left out where nobody
-    answers alone: there it is AutoPGD once more. Raises KeyError for another name.
+    pgd and cw the worst of `restarts`. `rescale` is Square's. `adaptive` is left out where no score
+    counts: there it is AutoPGD once more. Raises KeyError for another name.
     """
     known = attacks.attacks_at(eps, queries=queries)
     known["square"] = partial(known["square"], rescale=rescale)
@@ -285,6 +285,8 @@ def run(args: Namespace) -> None:
         how = (args.steps, args.queries, args.rescale, args.restarts)
         seeds = range(args.seed, args.seed + args.seeds)
         made = attacks_at(made_here, model, eps, *how)
+        if not (made or others or transfer):
+            raise ValueError("adaptive misleads who answers, and here no score says who: take apgd")
         if others:
             search = attacks_at(["apgd"], model, eps, *how)["apgd"]
             made["others"] = partial(made_elsewhere, others=others, attack=search)

@@ -3,8 +3,8 @@
 Three things are told apart. `±` behind an accuracy is the standard deviation over the seeds of
 training. The standard error of one model's accuracy on N images is sqrt(p (1 - p) / N). A
 difference between two methods is taken on the same images and seeds; its interval holds the true
-one in 95 of 100 cases, where images and seeds are drawn anew, and no word such as "beats" is used
-where it holds 0.
+one in about 95 of 100 cases, where images and seeds are drawn anew (with two seeds in fewer), and
+no word such as "beats" is used where it holds 0.
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """The paper's tables and figures: trains and attacks what they need, and prints ours beside theirs.
 
-    python -m experiments.paper table3     # digits, whose results are there already
+    python -m experiments.paper table3     # digits; some results are there already
     python -m experiments.paper table3 --scale photos --data cifar10-10000.npz --dry-run
     python -m experiments.paper all --scale full --shard 2/8   # CIFAR-10 as in the paper: for GPUs
 

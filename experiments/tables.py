@@ -48,6 +48,12 @@ def read(path: Path) -> dict:
     """What a file says; `file`: where it is, seen from this folder."""
     with files.reading(path, "result of a run"):
         found = json.loads(path.read_text())
+        if (
+            isinstance(found, dict)
+            and "method" in found
+            and not {"settings", "table"} <= set(found)
+        ):
+            raise ValueError("settings and table are missing")
     return found | {"file": os.path.relpath(path, HERE)} if isinstance(found, dict) else found
 
 
@@ -85,7 +91,7 @@ def comparison(methods: dict[str, list[dict]]) -> Rows:
     first, *_ = methods.values()
     attacks = first[0]["evaluation"]["attack"] if first[0]["settings"]["eps"] else []
     columns = ["clean", *attacks, *(["worst"] if attacks else [])]
-    decisive = list(first[0]["correct"])[-1]  # worst; clean where nothing was attacked
+    decisive = list(first[0]["correct"])[-1]  # worst; the only attack, or clean, where that is all
     of_first = f"{decisive} less {first[0]['method']}'s"
     rows = [["", "units", *(HEADINGS.get(c, c) for c in columns), of_first, "alone", "any"]]
     for method, results in methods.items():
@@ -93,7 +99,7 @@ def comparison(methods: dict[str, list[dict]]) -> Rows:
         by_seed = [{r["settings"]["seed"]: r for r in part} for part in (results, first)]
         seeds = sorted(by_seed[0].keys() & by_seed[1].keys())  # the others have no pair
         if method != first[0]["method"] and seeds:
-            pair = [[of[seed]["correct"][decisive] for seed in seeds] for of in by_seed]
+            pair = [[list(of[seed]["correct"].values())[-1] for seed in seeds] for of in by_seed]
             difference = "{:+.1f} ± {:.1f}".format(*paired_difference(*pair))
         experts = [statistics.mean(alone(r)) for r in results]
         shown = [text(cells(results, column)) for column in columns]
@@ -159,7 +165,8 @@ def attacked(results: list[dict]) -> Rows:
 
 def stronger(results: list[dict]) -> Rows:
     """Models attacked once more, over their seeds: files of experiments.evaluate, beside those of
-    experiments.compare in photos/. The last row is the second method's less the first's."""
+    experiments.compare in photos/, on these images and on others that these never saw. The last row
+    is the second method's less the first's."""
     methods: dict[str, list[dict]] = {}
     for result in sorted(results, key=lambda result: result["model"]["seed"]):
         (of_eps,) = result["eps"].values()
@@ -167,15 +174,18 @@ def stronger(results: list[dict]) -> Rows:
         weaker = before["correct"]["worst"]
         again = {"worst, on these": of_eps["correct"]["worst"][: len(weaker)]}
         again["by the weaker attacks"] = weaker
+        again["on the others"] = of_eps["correct"]["worst"][len(weaker) :]
         methods.setdefault(before["method"], []).append(of_eps["correct"] | again)
     (first, ours), (second, theirs) = methods.items()
-    shown = [HEADINGS.get(column, column) for column in ours[0]]
-    rows = [["", *shown], [first], [second], [f"{second}, more"]]
-    for column in ours[0]:
-        bits = [[correct[column] for correct in of] for of in (ours, theirs)]
+    columns = list(max(ours[0], theirs[0], key=len))  # a vote has no adaptive attack
+    rows = [["", *(HEADINGS.get(c, c) for c in columns)], [first], [second], [f"{second}, more"]]
+    for column in columns:
+        bits = [[correct[column] for correct in of if column in correct] for of in (ours, theirs)]
         for row, of_seeds in zip(rows[1:], bits):
-            row.append(text(mean_and_deviation([percent_of(one) for one in of_seeds])))
-        rows[3].append(signed(*paired_difference(bits[1], bits[0])))
+            row.append(
+                text(mean_and_deviation(list(map(percent_of, of_seeds)))) if of_seeds else "-"
+            )
+        rows[3].append(signed(*paired_difference(bits[1], bits[0])) if all(bits) else "-")
     return rows
 
 
@@ -468,10 +478,11 @@ def evidence(results: list[dict]) -> str:
     """Every measurement that speaks of a claim, a table a claim."""
     parts = []
     for number, (claim, verdict, found) in enumerate(judged(results), 1):
-        rows = [[one.where, f"[{one}]({one.file})", said] for one, said in found]
+        rows = [[one.where, f"[{one}]({one.file})", said.strip("†")] for one, said in found]
         where = "not compared there" if claim.place == "-" else f"appendix {claim.place}"
         title = f"### {number}\n\n{claim.text} ({where}): **{verdict}**"
-        parts.append(f"{title}\n\n{markdown([['', 'difference', 'says'], *rows])}")
+        table = markdown([["", "difference", "says"], *rows]) if rows else ""
+        parts.append(f"{title}\n\n{table}".strip())
     return "\n\n".join(parts)
 
 
