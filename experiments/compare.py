@@ -260,9 +260,7 @@ def show(finished: list[Path], args: Namespace) -> None:
     for title, methods in grouped.items():
         print(f"\n{title}; accuracy (%), each model attacked itself\n")
         print(tables.markdown(tables.comparison(methods)))
-        for method, found in methods.items():
-            for doubt in {doubt for result in found for doubt in result["doubts"]}:
-                print(f"\nDoubtful, {method}: {doubt}.")
+        print("\n".join(["", *tables.doubtful(methods)]))
     if grouped:
         picture = files.new(Path(args.out), "compare", ".png")
         shown = {

@@ -491,12 +491,23 @@ def markdown(rows: Rows) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
 
 
-def grouped_markdown(make: Callable) -> Callable[[list[dict]], str]:
-    """A maker's table of each title; the title above it where there are several."""
+def doubtful(methods: dict[str, list[dict]]) -> list[str]:
+    """What the referee doubts of these runs (`evaluate.doubts`), a line each."""
+    return [
+        f"Doubtful, {method}, seed {run['settings']['seed']}: {doubt}."
+        for method, runs in methods.items()
+        for run in runs
+        for doubt in run.get("doubts", [])
+    ]
+
+
+def grouped_markdown(make: Callable, below: Callable = lambda methods: []) -> Callable:
+    """A maker's table of each title, and what stands `below`; the title above it where there are
+    several."""
 
     def of(results: list[dict]) -> str:
         grouped = group(results)
-        parts = [markdown(make(methods)) for methods in grouped.values()]
+        parts = ["\n\n".join([markdown(make(of)), *below(of)]) for of in grouped.values()]
         titled = [f"**{title}**\n\n{part}" for title, part in zip(grouped, parts)]
         return "\n\n".join(titled if len(titled) > 1 else parts)
 
@@ -504,7 +515,7 @@ def grouped_markdown(make: Callable) -> Callable[[list[dict]], str]:
 
 
 MAKERS = {
-    "comparison": grouped_markdown(comparison),
+    "comparison": grouped_markdown(comparison, doubtful),
     "routing": grouped_markdown(routing),
     "decided": grouped_markdown(decided),
     "attacked": lambda results: markdown(attacked(results)),
