@@ -223,9 +223,25 @@ def test_models_trained_without_attacks_are_compared_on_clean_images(tmp_path, c
         assert set(result["correct"]) == {"clean"}
 
 
+@pytest.mark.parametrize("flag", compare.OURS)
+def test_what_is_the_same_for_all_is_no_method_s_own(flag, tmp_path, refused):
+    flags = [*SMALL, "--out", tmp_path / "runs", "--methods", f"plain {flag}=1"]
+    assert f"{flag}=1 in 'plain {flag}=1' would differ" in refused(compare, *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_method_without_the_last_attack_is_compared_by_what_it_has(tmp_path, capsys):
+    compare_small(
+        tmp_path, "--methods", "soe", "plain --alpha 2/255", "--attack", "pgd", "adaptive"
+    )
+    head, _, soe, plain = [row for row in capsys.readouterr().out.split("\n") if row[:1] == "|"]
+    assert "worst less soe's" in head and "| - | - |" in plain and "±" in plain
+
+
 def test_equal_cost_is_more_epochs_of_a_cheaper_method():
     assert compare.epochs_at_equal_cost("plain-together", "soe", 36, 3, 10) == 40  # 87 to 78
     assert compare.epochs_at_equal_cost("soe", "soe", 36, 3, 10) == 36
+    assert compare.epochs_at_equal_cost("plain-together", "soe", 36, 3, 10, eps=0) == 36
     flags = [flags for _, flags in planned(equal_cost=True).values()]
     assert "--epochs=36" in flags[0] and "--epochs=40" in flags[1]
 

@@ -143,6 +143,7 @@ def test_images_made_against_other_models_are_tried_too(small_run, whole):
         (f"--seed {10**30}", "less than 2^53"),
         ("--part 3", "an expert, 1 to 2"),
         ("--part 0", "an expert, 1 to 2"),
+        ("--part vote --attack adaptive", "no score says who"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(argv, message, whole, refused):

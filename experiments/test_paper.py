@@ -4,6 +4,7 @@ import json
 import re
 from argparse import Namespace
 
+import numpy as np
 import pytest
 
 from experiments import claims, compare, paper, tables
@@ -101,6 +102,18 @@ def test_the_experts_of_table_2_are_compared_from_the_best_to_the_worst():
     found = [run("soe", {}, clean=clean)]
     for start, difference in (("All experts are", 30), ("Together they", 10)):
         assert claim(start).find(found)[0].difference == pytest.approx(difference)
+
+
+def test_who_is_best_and_worst_is_not_chosen_by_the_images_that_compare_them():
+    """Three experts that are equally good differ on the images that choose them, by chance."""
+    rng, differences = np.random.default_rng(0), []
+    for _ in range(50):
+        bits = rng.random((3, 400)) < 0.4
+        clean = {f"expert {j}": "".join(map(str, row.astype(int))) for j, row in enumerate(bits)}
+        chosen, share = claims.best_and_worst({"clean": clean}), bits.mean(1)
+        differences.append((np.subtract(*chosen).mean(), share.max() - share.min()))
+    other_images, same_images = 100 * np.mean(differences, 0)
+    assert abs(other_images) < 1.5 and same_images > 3
 
 
 def test_small_middle_and_large_eps():

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from support import files
 
 import numpy as np
 import pytest
@@ -30,6 +31,12 @@ def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(tmp_
     assert tables.written(text) == new == tables.written(new)
     with pytest.raises(ValueError, match="no file results/none.json"):
         tables.written(text.replace("*.json", "none.json"))
+
+
+def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"method": "soe"}')
+    with pytest.raises(files.FileError, match="a.json"):
+        tables.read(tmp_path / "a.json")
 
 
 def test_the_pictures_are_drawn_from_the_same_files():
