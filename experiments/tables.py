@@ -387,9 +387,9 @@ def figures34(results: list[dict]) -> Rows:
 def sigma_T_plane(
     results: Iterable[dict],
 ) -> dict[str, dict[tuple[float, float], dict[str, float]]]:
-    """{title: {(sigma, T): {"clean", "worst": mean over seeds}}}, of runs at one learning rate. T = 0
-    is the paper's method; T = infinity are ensembles: trained for their vote, or (sigma = infinity)
-    each by itself."""
+    """{title: {(sigma, T): {"clean", "worst": mean over seeds}}}, of runs at one learning rate.
+    T = 0 is the paper's method; T = infinity are ensembles: trained for their vote, or (sigma =
+    infinity) each by itself."""
     ensembles = {"plain-jointly": (1.0, math.inf), "plain-together": (math.inf, math.inf)}
     found: dict[str, dict] = {}
     for title, methods in group(results).items():
