@@ -234,21 +234,6 @@ def run_table(results: list[dict]) -> str:
     return f"```\n{printed.getvalue().strip()}\n```"
 
 
-def earlier(results: list[dict]) -> Rows:
-    """`worst` as it was measured before the attacks were corrected, beside what it is now."""
-    (old,) = results
-    now = group(map(read, (HERE / "results" / "compare").glob(MAIN)))
-    rows = [["", "worst of PGD, Square and the earlier adaptive attack", "worst now"]]
-    for title in sorted(old["tables"].keys() & now.keys()):
-        for method, cells_then in old["tables"][title].items():
-            name = method.replace(", SGD", " --optimizer sgd")
-            if name in now[title]:
-                rows.append(
-                    [name, text(cells_then["worst"]), text(cells(now[title][name], "worst"))]
-                )
-    return rows
-
-
 # ------------------------------------------------------------------- the paper's tables and figures
 
 
@@ -520,7 +505,6 @@ MAKERS = {
     "routing": grouped_markdown(routing),
     "decided": grouped_markdown(decided),
     "attacked": lambda results: markdown(attacked(results)),
-    "earlier": lambda results: markdown(earlier(results)),
     "stronger": lambda results: markdown(stronger(results)),
     "steps": lambda results: markdown(steps(results)),
     "ways": lambda results: markdown(ways(results)),
