@@ -370,10 +370,10 @@ def figures34(results: list[dict]) -> Rows:
 
 
 def sigma_T_plane(
-    results: Iterable[dict],
+    results: Iterable[dict], rates: dict[str, float]
 ) -> dict[str, dict[tuple[float, float], dict[str, float]]]:
-    """{title: {(sigma, T): {"clean", "worst": mean over seeds}}}, of runs at one learning rate.
-    T = 0 is the paper's method; T = infinity are ensembles: trained for their vote, or (sigma =
+    """{title: {(sigma, T): {"clean", "worst": mean over seeds}}}, of runs at the learning rate of
+    their data. T = 0 is the paper's method; T = infinity are ensembles: trained for their vote, or (sigma =
     infinity) each by itself."""
     ensembles = {"plain-jointly": (1.0, math.inf), "plain-together": (math.inf, math.inf)}
     found: dict[str, dict] = {}
@@ -383,7 +383,8 @@ def sigma_T_plane(
             s = runs[0]["settings"]
             where = ensembles.get(name, (s.get("sigma"), s.get("temperature", 0.0)))
             known = name in (*ensembles, "soe", "soft-synergy")
-            if known and set(flags[::2]) <= {"--sigma", "--temperature", "--lr"}:
+            alike = set(flags[::2]) <= {"--sigma", "--temperature", "--lr"}
+            if known and alike and s["lr"] == rates[s["data_name"]]:
                 of = {c: cells(runs, c)[0] for c in ("clean", "worst")}
                 found.setdefault(title, {})[where] = of
     return found
@@ -571,14 +572,13 @@ def drawn() -> dict[str, bytes]:
     of_soe += results.glob("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
     tried = [read(path) for path in results.glob("*tuning/*-depth*-n3-*.json")]
     rates = {"digits-val": 0.1, "photos-val": 0.03}  # soft synergy's
-    tried = [r for r in tried if r["settings"]["lr"] == rates[r["settings"]["data_name"]]]
     # at rate 0.3 some seeds of soft synergy learn nothing: in the table, not in the picture
     weighed = [p for p in results.glob("front/digits-*.json") if "soft-synergy-lr0.3" not in p.name]
     for name in ("plain-together", "plain-together-lr0.3", "soft-synergy"):  # W = 1
         weighed += results.glob(f"compare/digits-{name}-depth2-n3-eps0.1-*.json")
     return {
         "front.png": pictures.front(fronts(map(read, weighed))),
-        "plane.png": pictures.sigma_T_plane(sigma_T_plane(tried)),
+        "plane.png": pictures.sigma_T_plane(sigma_T_plane(tried, rates)),
         "experts_by_class.png": pictures.experts_by_class(classes(map(read, sorted(of_soe)))),
         "by_number.png": pictures.by_number(numbers),
         "compare.png": pictures.methods(shown, ("clean", *attacks, "worst")),

@@ -134,16 +134,16 @@ def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(tmp_pa
 def test_the_plane_and_the_fronts_put_each_run_in_its_place():
     def run(method, worst, **settings):
         of = result(method, 0, {"clean": "1100", "worst": worst})
-        return of | {"settings": of["settings"] | settings}
+        return of | {"settings": of["settings"] | {"lr": 0.1} | settings}
 
     runs = [
         run("soe --sigma 0.3", "1000", sigma=0.3),
         run("soft-synergy", "1110", sigma=1.0, temperature=1.0, clean_weight=1.0),
-        run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0),
+        run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0, lr=0.3),
         run("plain-together", "0000"),
         run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
     ]
-    ((_, plane),) = tables.sigma_T_plane(runs).items()
+    ((_, plane),) = tables.sigma_T_plane(runs, {"d": 0.1}).items()
     worst = {where: of["worst"] for where, of in plane.items()}
     infinity = (math.inf, math.inf)
     assert worst == {(0.3, 0.0): 25.0, (1.0, 1.0): 75.0, infinity: 0.0}
