@@ -372,8 +372,8 @@ def figures34(results: list[dict]) -> Rows:
 def sigma_T_plane(
     results: Iterable[dict], rates: dict[str, float]
 ) -> dict[str, dict[tuple[float, float], dict[str, float]]]:
-    """{title: {(sigma, T): {"clean", "worst": mean over seeds}}}, of runs at the learning rate of
-    their data. T = 0 is the paper's method; T = infinity are ensembles: trained for their vote, or (sigma =
+    """{title: {(sigma, T): {"clean", "worst": mean over seeds}}}, of runs at their data's rate.
+    T = 0 is the paper's method; T = infinity are ensembles: trained for their vote, or (sigma =
     infinity) each by itself."""
     ensembles = {"plain-jointly": (1.0, math.inf), "plain-together": (math.inf, math.inf)}
     found: dict[str, dict] = {}
