@@ -71,7 +71,7 @@ def print_report(
     if "own" in columns:
         heading += f" own: each row attacked itself by {attacks[0]}."
     if "worst" in columns:
-        heading += f" worst: of the {me}, correct in all columns."
+        heading += f"\nworst: the {me} is correct in all columns."
     print(heading)
     width = max([9, *(len(column) + 2 for column in columns)]) + (3 if deviation else 0)
     _line("", columns, width)
