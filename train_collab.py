@@ -47,7 +47,8 @@ def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
     """The loss of collaboration training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
     each = sample_loss if settings.weights == "best" else confidence_weighted_loss
     batches = clean_and_attacked(model, x, y, settings)  # x, x~_c = PGD on what inference returns
-    return settings.n * sum(each(model, b, y, settings).mean() for b in batches)  # n: M, as there
+    # settings.n is M: see stage1_loss
+    return settings.n * sum(each(model, batch, y, settings).mean() for batch in batches)
 
 
 def main(argv: list[str] | None = None) -> None:
