@@ -425,8 +425,10 @@ def test_every_method_is_trained_saved_loaded_and_attacked(way, tmp_path, capsys
     few = "--eps 0.1 --images 40 --queries 9 --steps 2".split()
     evaluate.main([out, *few])
     (found,) = json.loads((tmp_path / "run" / "attacks.json").read_text())["eps"].values()
-    assert set(found["table"][me]) == {"clean", "pgd", "apgd", "square", "own", "worst"}
-    assert "nobody answers alone" in refused(infer, out, "--attack", "adaptive")
+    weighs = {"adaptive"} if me == "mixture" else set()  # a gate may be misled, a vote may not
+    assert set(found["table"][me]) == {"clean", "pgd", "apgd", "square", "own", "worst"} | weighs
+    if not weighs:
+        assert "no score says who" in refused(infer, out, "--attack", "adaptive")
     infer.main([out, "0", "1"])
     assert f"  {me}: " in capsys.readouterr().out  # what the model says, and not one expert
 
