@@ -21,20 +21,15 @@ from torch import Tensor, nn
 CONFIDENCES = ("ehead", "rectified")
 
 
-def relu(slope: float) -> nn.Module:
-    """Leaky where slope > 0, as GAL has it. Not in place: hooks read what comes in."""
-    return nn.LeakyReLU(slope) if slope else nn.ReLU()
-
-
 class Block(nn.Module):
     """relu(residual(x) + shortcut(x)), He et al. 2016; halves the sides where stride is 2."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, slope: float = 0.0):
+    def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.residual = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            relu(slope),
+            nn.ReLU(),  # not in place, here and below: hooks read what comes in
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         )
@@ -43,7 +38,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
-        self.relu = relu(slope)
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.residual(x) + self.shortcut(x))
@@ -53,8 +48,8 @@ class ResNet(nn.Module):
     """One expert: ResNet of depth 6n + 2 (Table 4: 2, 8, 14, 20) with a P head and an E head.
 
     `image_size` is the side of square images, or (height, width). Depth 2 has no block: one
-    convolution, then averages over 8 x 8 pixels (more, where a side is no multiple of 8). `slope`
-    is that of leaky ReLUs. Raises ValueError for another depth.
+    convolution, then averages over 8 x 8 pixels (more, where a side is no multiple of 8). Raises
+    ValueError for another depth.
     """
 
     def __init__(
@@ -63,7 +58,6 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         num_classes: int = 10,
         image_size: int | tuple[int, int] = 32,
-        slope: float = 0.0,
     ):
         super().__init__()
         if depth < 2 or (depth - 2) % 6:
@@ -73,14 +67,14 @@ class ResNet(nn.Module):
         layers = [
             nn.Conv2d(in_channels, 16, 3, padding=1, bias=False),
             nn.BatchNorm2d(16),
-            relu(slope),
+            nn.ReLU(),
         ]
         width = 16
         if depth > 2:
             for channels in (16, 32, 64):
                 for block in range((depth - 2) // 6):
                     stride = 2 if channels > 16 and block == 0 else 1
-                    layers.append(Block(width, channels, stride, slope))
+                    layers.append(Block(width, channels, stride))
                     width = channels
         self.backbone = nn.Sequential(*layers)
         height_width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -201,14 +195,17 @@ def vote(logits: Tensor) -> Tensor:
 
 def build(settings: dict) -> nn.Module:
     """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes; a
-    collaboration also by its confidence, soft by its temperature; slope where there is one.
+    collaboration also by its confidence, soft by its temperature, GAL's ensemble by its slope.
 
     Raises ValueError where settings["model"] is not collaboration, soft, ensemble or mixture.
     """
     channels, *height_width = settings["image_shape"]
     shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
-    slope = settings.get("slope", 0.0)  # GAL's
-    experts = [ResNet(*shape, slope=slope) for _ in range(settings["n"])]
+    experts = [ResNet(*shape) for _ in range(settings["n"])]
+    if "slope" in settings:  # GAL's
+        from baselines.gal import leaky
+
+        experts = [leaky(expert, settings["slope"]) for expert in experts]
     match settings["model"]:
         case "collaboration":
             return Collaboration(experts, settings["confidence"])
