@@ -2,21 +2,17 @@
 
     python -m pytest
 
-The tests of runs, options and files are in support/, those of data in data/, and so on. The default
-run is trained once, and shared by all of them.
+The tests of runs, options, files and pictures are in support/, those of data in data/, and so on.
+The default run is trained once, and shared by all of them.
 """
 
-import pkgutil
-import re
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 from support import files, tables
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import attacks
@@ -440,26 +436,6 @@ def test_square_does_no_worse_with_more_queries(network):
     assert correct[-1].sum() < correct[0].sum()
 
 
-def test_square_queries_only_images_that_are_still_correct_in_full_batches():
-    sizes, asked = [], []
-
-    def model(z):  # wrong where the image is bright at all
-        sizes.append(len(z))
-        return torch.stack([0.53 - z.flatten(1).mean(1), z.flatten(1).mean(1) - 0.53], 1)
-
-    def loss(logits, y):  # of all images that one query asks about
-        asked.append(len(y))
-        return attacks.margin_loss(logits, y)
-
-    x, y = torch.full((25, 1, 8, 8), 0.5), torch.zeros(25, dtype=torch.long)
-    x[:5] = 0.9
-    torch.manual_seed(0)
-    square(model, x, y, eps=0.1, n_queries=60, loss=loss, batch_size=10)
-    assert asked[:2] == [25, 20] and asked[1:] == sorted(asked[1:], reverse=True)
-    assert 1 < len(asked) < 61 and asked[-1] < 20  # it ends when all are fooled
-    assert sizes == [min(10, n - start) for n in asked for start in range(0, n, 10)]
-
-
 class Routed(Fake):
     """Logits that never change, and a confidence that rises with the brightness times `slope`."""
 
@@ -538,21 +514,6 @@ def test_on_xor_the_best_of_m_error_alone_is_a_trap():
     assert sum(accuracy < 76 for accuracy in reached) >= 3
 
 
-def test_xor_demo_draws_figure_1(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    xor_demo.main([])
-    assert Image.open(tmp_path / "xor.png").width > 500
-    out = capsys.readouterr().out
-    assert "collaboration" in out and "only g decides" not in out
-
-
-def test_xor_demo_shows_how_the_trap_closes(tmp_path, capsys):
-    out = ["--out", str(tmp_path / "trap.png"), "--animate", str(tmp_path / "trap.gif")]
-    xor_demo.main(["--trap", *out])
-    assert Image.open(tmp_path / "trap.gif").n_frames == 26
-    assert "only g decides" in capsys.readouterr().out
-
-
 # ------------------------------------------------------------------------------------ training
 
 
@@ -622,7 +583,7 @@ def test_the_authors_rules_train_too(tmp_path):
     assert infer.load(tmp_path / "run").confidence == "rectified"
 
 
-# ------------------------------------------------------------------------------ what infer.py shows
+# --------------------------------------------------------------------------- the table of infer.py
 
 
 class Knows(Fake):
@@ -676,34 +637,3 @@ def test_worst_counts_an_image_only_if_it_is_correct_under_every_attack():
     y = torch.zeros(4, dtype=torch.long)
     cells = infer.evaluate(model, grey(0.5, 0.5, 0.5, 0.5), y, moved)["collaboration"]
     assert cells == {"clean": 100, "up": 50, "down": 50, "own": 50, "worst": 25}
-
-
-def test_infer_shows_every_expert_and_draws_both_answers(
-    default_run, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (30, 20), "white").save("white.png")
-    Image.new("LA", (8, 8), (0, 0)).save("clear.png")
-    wanted = ["white.png", "17", "17", "clear.png"]
-    infer.main([str(default_run[0]), *wanted, "--save", "answers.png"])
-    out = capsys.readouterr().out
-    assert f"test image 17, label {data.load('digits').y_test[17]}" in out
-    assert out.count("<- answers") == 8 and out.count("expert 3: ") == 8  # clean and attacked
-    of = {name: out.split(f"\n{name}\n")[1].split("\n")[:3] for name in ("white.png", "clear.png")}
-    assert of["white.png"] == of["clear.png"]  # both are all white
-    assert Image.open("answers.png").height > 400
-
-
-# ------------------------------------------------------------------------------------ the two texts
-
-
-@pytest.mark.parametrize("text, least", [("README.md", 10), ("METHOD.md", 15)])
-def test_every_function_that_the_text_names_exists(text, least):
-    here = Path(__file__).parent
-    own = {path.stem for path in here.glob("*.py")} | {p.parent.name for p in here.glob("*/*.py")}
-    names = re.findall(
-        rf"`((?:{'|'.join(own)})\.(?!(?:py|npz|json|png|pt)\b)[\w.]+)`", (here / text).read_text()
-    )
-    assert len(set(names)) >= least
-    for name in set(names):
-        pkgutil.resolve_name(name)

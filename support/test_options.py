@@ -12,10 +12,8 @@ from support import options
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import data
 import infer
 import train_collab
 import xor_demo
@@ -112,22 +110,6 @@ def test_infer_makes_the_table_of_the_run_or_the_one_that_is_asked_for(whole, ca
     assert table["pgd-20"] + 2 < pgd < clean and worst <= square == own < clean
 
 
-def test_what_is_wrong_without_an_attack_is_drawn_as_not_attacked(whole, tmp_path, monkeypatch):
-    model, digits, drawn = infer.load(whole), data.load("digits"), {}
-    x, y = digits.x_test.float() / 255, digits.y_test
-    correct = model(x).argmax(1) == y
-    wrong, right = int((~correct).nonzero()[0]), int(correct.nonzero()[0])
-    strip = infer.pictures.strip
-    monkeypatch.setattr(
-        infer.pictures, "strip", lambda names, rows: drawn.update(rows) or strip(names, rows)
-    )
-    infer.main([str(whole), str(wrong), str(right), "--save", str(tmp_path / "a.png")])
-    (clean, _), (change, _), (x_adv, titles) = drawn.values()
-    assert titles[0] == "already wrong: not attacked" and " by expert " in titles[1]
-    assert torch.equal(x_adv[0], clean[0]) and (change[0] == 0.5).all()
-    torch.testing.assert_close(change[1] - 0.5, 5 * (x_adv[1] - clean[1]))  # at eps 0.1
-
-
 # --------------------------------------------------------------------------------- what --help says
 
 # By default these are not there, or are off
@@ -215,6 +197,17 @@ def test_every_option_that_a_text_names_exists(text):
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / text).read_text()))
     named = {"--" + name.removeprefix("--").removeprefix("no-") for name in named}
     assert len(known) > 30 and named - OTHERS <= known
+
+
+@pytest.mark.parametrize("text, least", [("README.md", 10), ("METHOD.md", 15)])
+def test_every_function_that_the_text_names_exists(text, least):
+    own = {path.stem for path in ROOT.glob("*.py")} | {p.parent.name for p in ROOT.glob("*/*.py")}
+    names = re.findall(
+        rf"`((?:{'|'.join(own)})\.(?!(?:py|npz|json|png|pt)\b)[\w.]+)`", (ROOT / text).read_text()
+    )
+    assert len(set(names)) >= least
+    for name in set(names):
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk")

@@ -4,11 +4,10 @@ import json
 import re
 import shlex
 from argparse import Namespace
-from support import pictures, report
+from support import report
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import data
@@ -74,11 +73,6 @@ def test_a_report_of_a_rival_has_what_there_is(script, flags, tmp_path, monkeypa
     for command in commands[:2]:  # the third is the full evaluation
         infer.main(shlex.split(command)[2:])
     assert (tmp_path / "answers.png").exists() and len(commands) == 3
-
-
-def test_names_of_files_and_classes_are_no_formulas():
-    x, names = torch.rand(2, 1, 8, 8), ["$^$.png", "label $\\frac$"]
-    assert pictures.grid(names, x, names) and pictures.strip(names, {"clean": (x, names)})
 
 
 def test_a_browser_shows_the_report(whole, tmp_path, browser):
