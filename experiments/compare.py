@@ -20,6 +20,7 @@ members, S steps of PGD, T = 10 of DVERGE's own:
     soe-stage1                              2 M S + 3 (M + M^2)    all learn from M attacks
     soe                                     as soe-stage1, then 2 M S + 6 M, half of the epochs each
     soe-misled                              as soe, and M in its second half, to see who answers
+    soft-trades                             2 M S + 7 M            M more, for the clean answer
     plain, soe, soe-stage1 at eps 0         3 M                    clean images alone
     dverge                                  as plain, then 2 M T + M + 2 M S + 3 M + 3 M (M - 1)
 
@@ -42,7 +43,7 @@ import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import pictures, soft_synergy, tables, train_or_resume
-from experiments.attempts import falling, grown, misled
+from experiments.attempts import falling, grown, misled, trades
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 
@@ -63,6 +64,7 @@ METHODS |= {  # ours
     "soft-synergy": (soft_synergy.main, []),
     "soft-grown": (grown.main, []),
     "soft-falling": (falling.main, []),
+    "soft-trades": (trades.main, []),
     "soe-misled": (misled.main, []),
 }
 OURS = "--depth --eps --n --epochs --seed --data --device --out --resume".split()
@@ -77,6 +79,7 @@ def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -
     distilled = 2 * M * T + M + 2 * M * S + 3 * M + 3 * M * (M - 1)
     stages = {"soe": {1: each, 2: plainly}, "soe-stage1": {1: each}, "gal": {1: plainly + 3 * M}}
     stages |= {"soe-misled": {1: each, 2: plainly + M}, "dverge": {1: plainly, 2: distilled}}
+    stages |= {"soft-trades": {1: plainly + M}}
     stages |= dict.fromkeys(("soft-grown", "soft-falling"), {1: plainly, 2: plainly})
     return stages.get(method.split()[0], {1: plainly})
 

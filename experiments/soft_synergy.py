@@ -12,6 +12,7 @@ the loss is then, at sigma = 1, that of an ensemble trained for its vote (`basel
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from support import options, runs
 
 import torch
@@ -48,6 +49,12 @@ class SoftCollaboration(Collaboration):
         return torch.logsumexp(log_weights + F.log_softmax(logits, -1), 0)
 
 
+def entropy_of_use(score: Tensor) -> Tensor:
+    """The entropy H of the batch's mean weights softmax(score): [M, B] -> scalar; at most ln M."""
+    use = F.softmax(score, 0).mean(1).clamp(min=1e-30)  # at 0 the entropy's slope is infinite
+    return torch.special.entr(use).sum()
+
+
 def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """M times the mean over the batch, clean and under PGD against the mixture, of
 
@@ -63,23 +70,27 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
         losses = expert_losses(logits, y)  # l_j, [M, B]
         log_weights = F.log_softmax(score, 0)  # ln w_j, [M, B]
         mixed = best_expert_loss(losses - settings.sigma * log_weights, settings.sigma)
-        use = log_weights.exp().mean(1)  # [M]
-        use = use.clamp(min=1e-30)  # at 0 the entropy's slope is infinite
-        entropy = torch.special.entr(use).sum()
-        loss = ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy
+        loss = ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy_of_use(score)
         total = total + weight * loss
     return settings.n * total
 
 
-def soft_parser(description: str, prog: str) -> options.Parser:
-    """The options that all methods share, and those of the loss above."""
-    parser = options.training_parser(description, prog, options.radius_or_0)
+def mixture_parser(description: str, prog: str, radius: Callable) -> options.Parser:
+    """The options that all methods share, and those of the mixture; `radius` reads --eps."""
+    parser = options.training_parser(description, prog, radius)
     add = parser.method.add_argument
     what = "T: experts weigh softmax(score / T)"
     add("--temperature", metavar="T", type=options.positive, default=1.0, help=what)
-    add("--sigma", type=options.positive, default=1.0, help="as in Eq. 7; 1: the mixture's loss")
     what = "b, the weight of the entropy of the mean weights"
     add("--balance", metavar="B", type=options.not_negative, default=1.0, help=what)
+    return parser
+
+
+def soft_parser(description: str, prog: str) -> options.Parser:
+    """The mixture's options, and those of the loss above."""
+    parser = mixture_parser(description, prog, options.radius_or_0)
+    add = parser.method.add_argument
+    add("--sigma", type=options.positive, default=1.0, help="as in Eq. 7; 1: the mixture's loss")
     what = "the weight of the experts' own losses, 0 to 1"
     add("--beta", type=options.not_negative, default=0.0, help=what)
     add_clean_weight(parser)

@@ -15,6 +15,7 @@ import models
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import compare
+from experiments.attempts import trades
 from experiments.attempts.falling import hot_loss
 from experiments.attempts.misled import misled_loss
 from experiments.fixtures import arrays, same_weights
@@ -37,6 +38,7 @@ LOSSES = {  # method: its model, its options, its losses stage by stage
     "soft-synergy": ("soft", SOFT, [soft_loss]),
     "soft-grown": ("soft", SOFT, [plain.together_loss, soft_loss]),
     "soft-falling": ("soft", SOFT, [hot_loss, soft_loss]),
+    "soft-trades": ("soft", trades.parser, [trades.trades_loss]),
     "soe-misled": ("collaboration", SOE, [stage1_loss, misled_loss]),
 }
 

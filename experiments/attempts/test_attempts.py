@@ -4,9 +4,11 @@ from argparse import Namespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import infer
-from experiments.attempts import falling, grown, misled
+from attacks import pgd
+from experiments.attempts import falling, grown, misled, trades
 from experiments.fixtures import train_small
 from experiments.soft_synergy import SoftCollaboration, soft_loss
 from models import Collaboration, ResNet
@@ -42,6 +44,36 @@ def test_the_temperature_falls_to_a_tenth():
     loss = falling.hot_loss(hot, x, y, Namespace(**HOW))
     other, x, y = batch(lambda experts: SoftCollaboration(experts, T=20.0))
     assert torch.equal(loss, soft_loss(other, x, y, Namespace(**HOW))) and hot.T == 2.0
+
+
+def test_trades_asks_of_attacked_images_the_clean_answer():
+    """By hand: cross-entropy of the clean images alone, their KL to the attacked ones, balance."""
+    how = Namespace(**HOW | {"divergence": 5.0})
+    model, x, y = batch(lambda experts: SoftCollaboration(experts, T=2.0))
+    torch.manual_seed(1)
+    loss = trades.trades_loss(model, x, y, how)
+
+    model, x, y = batch(lambda experts: SoftCollaboration(experts, T=2.0))
+    model.eval()
+    clean = model(x).detach()
+
+    def apart(q, y):
+        return F.kl_div(q, clean, log_target=True, reduction="none").sum(1)
+
+    torch.manual_seed(1)
+    x_adv = pgd(model, x, y, 0.1, 0.05, 3, loss=apart, random_start=True)
+    assert apart(model(x_adv), y).min() > 10 * apart(model(x), y).abs().max()
+    model.train()
+    (p, w), (q, v) = ((model(z), model.all_experts(z)[1].softmax(0).mean(1)) for z in (x, x_adv))
+    balance = -(w * w.log()).sum() - (v * v.log()).sum()
+    kl = F.kl_div(q, p, log_target=True, reduction="batchmean")
+    torch.testing.assert_close(loss, 2 * (F.nll_loss(p, y) + 5 * kl - balance))
+
+
+def test_trades_has_its_own_options(refused, tmp_path):
+    train_small(tmp_path / "run", "--divergence", "3", script=trades)
+    assert type(infer.load(tmp_path / "run")) is SoftCollaboration
+    assert "(0, 1]" in refused(trades, "--eps", "0")
 
 
 @pytest.mark.parametrize("script", [falling, grown, misled])
