@@ -21,8 +21,9 @@ members, S steps of PGD, T = 10 of DVERGE's own:
     soe                                     as soe-stage1, then 2 M S + 6 M, half of the epochs each
     soe-misled                              as soe, and M in its second half, to see who answers
     soft-trades                             2 M S + 7 M            M more, for the clean answer
-    plain, soe, soe-stage1 at eps 0         3 M                    clean images alone
     dverge                                  as plain, then 2 M T + M + 2 M S + 3 M + 3 M (M - 1)
+
+At eps 0 there is neither an attack, 2 M S, nor anything to learn from it, 3 M or 3 M^2.
 
 `--equal-cost` scales the epochs so that each method costs as much as the first one named.
 """
@@ -73,10 +74,10 @@ OF_ALL = "give it to the comparison itself"
 
 def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -> dict[int, int]:
     """{stage: forward units of a batch}, as in the table above; without attacks where eps is 0."""
-    if eps == 0:
-        return {1: 3 * M, 2: 3 * M}
-    plainly, each = 2 * M * S + 6 * M, 2 * M * S + 3 * (M + M**2)
-    distilled = 2 * M * T + M + 2 * M * S + 3 * M + 3 * M * (M - 1)
+    attack, adversarial = (2 * M * S, 3 * M) if eps else (0, 0)  # made, and learned by all M
+    plainly = attack + 3 * M + adversarial
+    each = attack + 3 * M + M * adversarial
+    distilled = 2 * M * T + M + attack + adversarial + 3 * M * (M - 1)
     stages = {"soe": {1: each, 2: plainly}, "soe-stage1": {1: each}, "gal": {1: plainly + 3 * M}}
     stages |= {"soe-misled": {1: each, 2: plainly + M}, "dverge": {1: plainly, 2: distilled}}
     stages |= {"soft-trades": {1: plainly + M}}

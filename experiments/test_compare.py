@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from functools import partial
+from itertools import product
 from support import files
 
 import numpy as np
@@ -194,28 +195,26 @@ def forward_units(loss, model, x, y, settings):
     return sum(seen) / len(x)
 
 
-@pytest.mark.parametrize("method", compare.METHODS)
-def test_units_are_those_that_a_loss_costs(method):
+NEED_ATTACKS = ("plain-together", "soft-trades", "soe-misled")
+COSTS = product(compare.METHODS, [0.03, 0])
+
+
+@pytest.mark.parametrize(
+    "method, eps", [(m, eps) for m, eps in COSTS if eps or m not in NEED_ATTACKS]
+)
+def test_units_are_those_that_a_loss_costs(method, eps):
     kind, parser, losses = LOSSES[method]
-    settings = parser().parse_args([])
+    settings = parser().parse_args([f"--eps={eps}"])
     small = {"depth": 8, "n": 3, "steps": 4, "alpha": 0.03, "weights": "best", "steps_per_epoch": 4}
     small |= {"distill_steps": 5, "image_shape": [1, 8, 8], "num_classes": 10, "model": kind}
     settings = Namespace(**vars(settings) | small)
-    counted = compare.units_of_a_batch(method, 3, 4, 5)
+    counted = compare.units_of_a_batch(method, 3, 4, 5, eps)
     assert list(counted) == list(range(1, len(losses) + 1))
     dataset = data.load("digits")
     x, y = dataset.x_train[:16].float() / 255, dataset.y_train[:16]
     for stage, loss in enumerate(losses, 1):
         units = forward_units(loss, models.build(vars(settings)), x, y, settings)
         assert counted[stage] == units + (9 if method == "gal" else 0)  # its second derivative
-
-
-@pytest.mark.parametrize("loss", [stage1_loss, stage2_loss, plain.plain_loss, plain.jointly_loss])
-def test_without_attacks_a_batch_costs_its_clean_images_alone(loss):
-    settings = Namespace(**vars(SOE().parse_args([])) | {"n": 2, "eps": 0, "weights": "best"})
-    model = models.Collaboration([models.ResNet(2, 1, 10, 8) for _ in range(2)])
-    units = forward_units(loss, model, torch.rand(4, 1, 8, 8), torch.arange(4), settings)
-    assert set(compare.units_of_a_batch("soe", 2, 10, eps=0).values()) == {units}
 
 
 def test_models_trained_without_attacks_are_compared_on_clean_images(tmp_path, capsys):

@@ -36,9 +36,14 @@ def misled_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
     return settings.n * (clean + attacked)
 
 
+def check(settings: Namespace) -> None:
+    if settings.eps == 0:
+        raise ValueError("with --eps 0 nothing is attacked, so nobody is misled")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = soe_parser(__doc__, "-m experiments.attempts.misled")
-    with runs.start(parser, argv, "soe-misled", model="collaboration", stages=(1, 2)) as run:
+    with runs.start(parser, argv, "soe-misled", "collaboration", (1, 2), check) as run:
         train(run, 1, stage1_loss)
         train(run, 2, misled_loss, compilable=False)
         run.finish(infer.pgd_report)

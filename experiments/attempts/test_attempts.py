@@ -70,10 +70,14 @@ def test_trades_asks_of_attacked_images_the_clean_answer():
     torch.testing.assert_close(loss, 2 * (F.nll_loss(p, y) + 5 * kl - balance))
 
 
-def test_trades_has_its_own_options(refused, tmp_path):
+def test_trades_trains_a_mixture(tmp_path):
     train_small(tmp_path / "run", "--divergence", "3", script=trades)
     assert type(infer.load(tmp_path / "run")) is SoftCollaboration
+
+
+def test_what_needs_an_attack_refuses_eps_0(refused):
     assert "(0, 1]" in refused(trades, "--eps", "0")
+    assert "nobody is misled" in refused(misled, "--eps", "0")
 
 
 @pytest.mark.parametrize("script", [falling, grown, misled])
