@@ -8,7 +8,7 @@ The default run is trained once, and shared by all of them.
 
 from argparse import Namespace
 from functools import partial
-from support import files, tables
+from support import tables
 
 import numpy as np
 import pytest
@@ -504,7 +504,7 @@ def test_attacks_refuse_what_makes_no_sense(network, wrong):
 
 
 def test_on_xor_the_vote_fails_and_the_collaboration_succeeds():
-    for seed in range(20):
+    for seed in range(10):
         voted, collaborated, _ = xor_demo.accuracies(seed)
         assert voted < 76 and collaborated > 97
 
@@ -531,14 +531,12 @@ def test_the_rate_falls_to_a_tenth_at_half_and_three_quarters_of_the_stage(name,
     assert optimizer.defaults.get("momentum", 0.9) == 0.9
 
 
-def test_one_default_epoch_lowers_the_loss(tmp_path):
-    train_submodel.main(["--epochs", "1", "--out", str(tmp_path / "run")])
-    kept, dataset = files.load_checkpoint(tmp_path / "run")["settings"], data.load("digits")
-    torch.manual_seed(kept["seed"])
-    untrained, trained = models.build(kept), infer.load(tmp_path / "run")
-    batch = dataset.x_train[:256].float() / 255, dataset.y_train[:256], Namespace(**kept)
-    before, after = (train_submodel.stage1_loss(m, *batch).item() for m in (untrained, trained))
-    assert after < before - 1
+def test_training_lowers_the_loss(default_run):
+    """The mean over each epoch's batches: the first is still high, and stage 2 starts low."""
+    losses = [epoch["loss"] for epoch in default_run[1]["epochs"]]
+    stage1, stage2 = losses[:8], losses[8:]
+    assert stage1[1] < stage1[0] - 1 and stage1[7] < stage1[1] - 1
+    assert stage2[7] < stage2[0] - 0.5 and stage2[0] < stage1[0] - 1
 
 
 def test_the_default_run_is_accurate_and_robust(default_run):
