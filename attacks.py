@@ -1,4 +1,4 @@
-"""Attacks: images inside a ball around given ones that a model gets wrong.
+"""Attacks: images that a model gets wrong, inside a ball around given ones.
 
 All of them search the l-infinity ball of radius `eps` around x, cut to [0, 1]; `eps` and `alpha`
 are in pixel units of [0, 1]. The model is any callable from images [B, C, H, W] to logits [B, K].
@@ -283,7 +283,7 @@ def in_batches(attack: Attack, batch_size: int = 250) -> Attack:
 def attacks_at(eps: float, steps: int = 20, queries: int = 1000) -> dict[str, Attack]:
     """{name: fn(model, x, y) -> x_adv, each image's worst point}.
 
-    Steps are eps / 5 as in the authors' evaluation, and a tenth of eps in MIM.
+    Steps are eps / 5 as in the authors' evaluation, eps in FGSM and a tenth of eps in MIM.
     """
     pgd_, alpha = partial(pgd, eps=eps, keep_best=True), eps / 5
     from_anywhere = partial(pgd_, alpha=alpha, steps=steps, random_start=True)

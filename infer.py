@@ -4,8 +4,8 @@
     python infer.py RUN 17 zero.png --save answers.png    # also after an attack, and a picture
     python infer.py RUN --eps 0.05 --attack pgd square    # the table of accuracies
 
-Every expert gives a label and a confidence; the most confident expert answers. The table attacks
-the model, and by the first attack each expert and the vote as well, because an image made against
+Every expert gives a label and a confidence; the most confident expert answers. For the table every
+attack is made on the model, the first also on each expert and the vote: an image made against
 one model is only a transferred image for another. experiments/evaluate.py is the full evaluation.
 """
 
@@ -143,7 +143,7 @@ def run(args: Namespace) -> None:
     eps = settings["eps"] if args.eps is None else args.eps
     attacks = {name: attacks_at(eps)[name] for name in args.attack or ["pgd"]}
     if "adaptive" in attacks and not routes(model):
-        raise ValueError("adaptive misleads who answers, and here no score says who: take pgd")
+        raise ValueError("adaptive misleads a router, but no score says who answers: take pgd")
     attacked = args.save or args.attack or args.eps or not args.images
     if eps == 0 and attacked:
         raise ValueError("the checkpoint was trained without attacks: give --eps")

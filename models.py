@@ -2,7 +2,7 @@
 
 Every expert j has one backbone and two heads on the same features: the P head gives the label
 probabilities f_j(x); the E head gives g_j(x), which learns the probability that f_j gives to the
-true label, so that without labels the expert can still be picked. `Collaboration` is the
+true label, so that an answering expert can be picked without labels. `Collaboration` is the
 appendix's Algorithm 1, inference: the expert with the highest confidence answers. `Ensemble` is
 the vote that it is compared with. Both map images in [0, 1] to logits, so whatever attacks a
 classifier attacks them.
@@ -128,7 +128,7 @@ class Experts(nn.ModuleList):
             raise ValueError("a model needs at least one expert")
 
     def side_by_side(self) -> Iterable[nn.Module]:
-        """The experts, for a loop that takes nothing from one turn to the next: on a GPU
+        """The experts, for a loop whose turns do not depend on each other: on a GPU
         support/speed.py lets them work at the same time."""
         return self
 
@@ -158,7 +158,7 @@ class Collaboration(nn.Module):
         return logits, g_logit
 
     def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """Line 4 of it, the answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
+        """Line 4 of that algorithm, the answering expert's logits: [M, B, K], [M, B] -> [B, K]."""
         answering = score.argmax(0)[None, :, None]  # [1, B, 1]
         return logits.take_along_dim(answering, 0).squeeze(0)
 

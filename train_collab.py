@@ -29,7 +29,7 @@ from train_submodel import (
 
 
 def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """sum_j softmax_j(max_k f_jk * g_j) l_j + lambda * mean_j BCE_j, the authors' code's where
+    """sum_j softmax_j(max_k f_jk * g_j) l_j + lambda * mean_j BCE_j, the authors' loss where
     the score is `rectified`.
 
     No gradient flows through the weights, which are nearly uniform, every product being in (0, 1).
@@ -53,7 +53,7 @@ def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
 
 def main(argv: list[str] | None = None) -> None:
     parser = soe_parser(__doc__, "train_collab.py")
-    what = "stage 2's weights of the experts: Eq. 7's, or softmax(max_k f_k * g) as in their code"
+    what = "stage 2's expert weights: Eq. 7's, or softmax(max_k f_k * g) as in the authors' code"
     add = parser.method.add_argument
     add("--weights", choices=("best", "confidence"), default="best", help=what)
     what = "epochs of stage 1; stage 2 gets the rest (default: half of --epochs)"

@@ -6,7 +6,7 @@ linear module g_j to each: the f_j with the highest g_j answers, so each f_j nee
 two neighbouring clouds only.
 
     python xor_demo.py           # prints both accuracies, draws Figure 1 (a) and (b)
-    python xor_demo.py --trap    # minimise the error of the best sub-model alone: see `trap_loss`
+    python xor_demo.py --trap    # minimise the error of the better sub-model alone: see `trap_loss`
     python xor_demo.py --trap --animate trap.gif    # how the trap closes
 """
 
@@ -59,9 +59,9 @@ def collaboration_loss(f: Tensor, g: Tensor, y: Tensor) -> Tensor:
 def trap_loss(f: Tensor, g: Tensor, y: Tensor) -> Tensor:
     """min_j (f_j - y)^2, as the appendix words it, and a g that learns which j that is.
 
-    Why it fails: f_1 = +1 and f_2 = -1 everywhere have no error at all, whereas the wanted solution
-    has one of 0.09, the clouds' spread; and g, which pays for it, does not teach f. All of XOR is
-    then left to g, and a linear g cannot do it.
+    Why it fails: f_1 = +1 and f_2 = -1 everywhere have no error at all, whereas the intended
+    solution has one of 0.09, the clouds' spread; and the loss of g, which is high there, does not
+    reach f. All of XOR is then left to g, and a linear g cannot do it.
     """
     error = (f - y[:, None]).square()  # [B, 2]
     return error.min(1).values.mean() + nn.functional.cross_entropy(g, error.argmin(1))
@@ -132,7 +132,7 @@ def figure_1(
 
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="xor_demo.py")
-    parser.add_argument("--trap", action="store_true", help="the best sub-model's error alone")
+    parser.add_argument("--trap", action="store_true", help="the better sub-model's error alone")
     what = "of samples and start (default: 0)"
     parser.add_argument("--seed", type=options.seed, default=0, help=what)
     parser.add_argument("--out", metavar="PNG", help="the picture (default: xor.png, xor-2.png ..)")

@@ -1,7 +1,7 @@
 """ADP, Adaptive Diversity Promoting: members agree on the true class and differ on the others.
 
 Pang, Xu, Du, Chen and Zhu, *Improving Adversarial Robustness via Promoting Ensemble Diversity*,
-ICML 2019. Each image's wrong-class probabilities of the M members are vectors of length 1; the
+ICML 2019. An image's wrong-class probabilities, scaled to length 1, are one vector per member; the
 determinant of their Gram matrix is the squared volume that they span, largest where they are
 orthogonal. The mean prediction's entropy leaves them room to differ.
 

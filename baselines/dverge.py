@@ -3,8 +3,8 @@
 Yang, Zhang, Dong, Inkawhich, Gardner, Touchet, Wilkes, Berry and Li, *DVERGE: Diversifying
 Vulnerabilities for Enhanced Robust Generation of Ensembles*, NeurIPS 2020. An image x is moved, by
 no more than 0.07, until member j sees in it the features of another image x_t, at some layer: what
-it then holds are member j's non-robust features of x_t. The other members learn that it still is an
-x. So the members come to rest on different features.
+it then holds are member j's non-robust features of x_t. The other members learn that its label is
+still x's. So the members come to rely on different features.
 
 Two stages, as in train_collab.py: first plain members (baselines/plain.py, at the same eps), then
 DVERGE from there. Every member also learns from PGD against itself, unless eps is 0.
@@ -111,7 +111,7 @@ class DvergeLoss:
 
 def check(settings: Namespace) -> None:
     if settings.n < 2:
-        raise ValueError(f"--n is {settings.n}: members learn from each other, so DVERGE needs 2")
+        raise ValueError(f"--n is {settings.n}: DVERGE needs 2 or more, to learn from each other")
     if settings.batch_size < 2 * ranks.count():
         raise ValueError(
             f"--batch-size is {settings.batch_size}: an image's target is another one of its batch"

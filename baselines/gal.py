@@ -1,4 +1,4 @@
-"""GAL, Gradient Alignment Loss: an image should not raise all members' losses in one direction.
+"""GAL, Gradient Alignment Loss: no single direction should raise all members' losses.
 
 Kariyappa and Qureshi, *Improving Adversarial Robustness of Ensembles with Diversity Training*,
 2019. Each member's loss has a gradient for the input; the cosine between two members' gradients
@@ -51,7 +51,7 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
 def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """mean_i CE_i + lambda * coherence on images of which half are noisy (lambda is --coherence),
     and mean_i CE_i on PGD in the ball around these, noisy ones included, as in DVERGE's version of
-    GAL: where noise leads out of [0, 1], so does the attack."""
+    GAL: where noise leads further than eps out of [0, 1], so does the attack."""
     x = noisy(x.contiguous(), settings.noise)
     x, *adversarial = clean_and_attacked(model, x, y, settings)
     x = x.requires_grad_()

@@ -54,8 +54,8 @@ def more_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
 
     Without the factor M of stage1_loss: at M times the rate the gate, linear on all features, gives
     everything to one untrained expert in its first steps. Even so it comes to favour one, as
-    the expert that answers most learns most; what was published has nothing against that but
-    experts that are trained before.
+    the expert that answers most learns most; the published method guards against that only by
+    training the experts first.
     """
     batches = clean_and_attacked(model, x, y, settings)
     return sum(F.cross_entropy(model(batch), y) for batch in batches)

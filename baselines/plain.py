@@ -5,7 +5,7 @@ CE_i(x) + CE_i(x~_i), x~_i = PGD against member i alone; nothing makes the membe
 random start. With --together the vote is attacked instead, and all members learn the same x~. With
 --jointly the vote's own cross-entropy is trained, so that members may rely on each other. That is
 SoE's loss at sigma = 1 without E heads, without the switch, and without stage 1's attack on each
-expert alone: the control that tells what these three together are for.
+expert alone: the control that shows what these three contribute together.
 
     python -m baselines.plain --eps 0.03 --n 3
     python -m baselines.plain --eps 0.03 --n 3 --together

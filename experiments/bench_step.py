@@ -12,7 +12,7 @@ a stage-2 step 108 plainly and 78 here, 68 on a CPU, where only the answering ex
 Above them, for each method of baselines/: its step as a ratio to SoE's, the mean of both stages
 where there are two, in the same run, beside the ratio of the hours in the paper's Table 1.
 
-With --ablate the ways down from the one to the other are timed one after the other. On a GPU a
+With --ablate the speed-ups from the one to the other are added and timed one at a time. On a GPU a
 time is the mean of up to 50 steps between two CUDA events.
 """
 
@@ -274,7 +274,7 @@ def peak_gib(device: torch.device) -> float:
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.bench_step")
     add = parser.add_argument
-    add("--ablate", action="store_true", help="time each way down by itself")
+    add("--ablate", action="store_true", help="add the speed-ups one at a time, and time each")
     add("--repeats", type=options.count, default=5, help="timed steps of each")
     options.add_device(parser)
     add("--precision", choices=("bfloat16", "float32"), help="of our steps")

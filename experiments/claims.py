@@ -7,9 +7,9 @@ all places support it, *fails* if all speak against it, and is *undecided* if al
 else the measurements of each kind are counted. One seed of training is marked by a dagger: other
 seeds may say otherwise.
 
-ADP and GAL are those trained by SGD, at the default rate, on digits, where held-out images showed
-these to be stronger than by Adam in the few epochs that were affordable; elsewhere those of their
-own optimiser.
+On digits, ADP and GAL are those trained by SGD at the default rate: held-out images showed these
+to be stronger than those trained by Adam, in the few epochs that were affordable. Elsewhere they
+are those trained by their own optimiser.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@
 
 A method is a name of METHODS, or one with flags of its script behind it. One run is one method at
 one depth, eps and seed. It is trained by the method's own script, in a folder of its own in --out
-with its log beside it, then attacked itself at the eps that it was trained at by the attacks of
+with its log beside it, then attacked itself, at the eps of its training, by the attacks of
 experiments/evaluate.py, AutoPGD in 20 steps. Its results are one JSON file in --results. What is
 there is used again, so the same command resumes where it was interrupted; `--shard 2/5` does the
 second of five parts, on another machine for instance. The table shows whatever is finished. A run

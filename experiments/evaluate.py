@@ -7,7 +7,7 @@
     python -m experiments.evaluate RUN --others RUN2 RUN3       # images made against those, too
 
 By default PGD (20 steps), AutoPGD (cross-entropy and 9 targets), Square, and the adaptive attack,
-which misleads who answers. `worst` counts an image only if it is correct under all of them; which
+which misleads the router. `worst` counts an image only if it is correct under all of them; which
 attack took how many images is said below the table, and what a referee would doubt.
 
 It prints a table for each eps and writes them, with every setting, to RUN/attacks.json
@@ -286,7 +286,7 @@ def run(args: Namespace) -> None:
         seeds = range(args.seed, args.seed + args.seeds)
         made = attacks_at(made_here, model, eps, *how)
         if not (made or others or transfer):
-            raise ValueError("adaptive misleads who answers, and here no score says who: take apgd")
+            raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
         if others:
             search = attacks_at(["apgd"], model, eps, *how)["apgd"]
             made["others"] = partial(made_elsewhere, others=others, attack=search)

@@ -1,4 +1,4 @@
-"""Beyond the paper, ours: soft synergy. All experts answer, and learn, by their scores' weights.
+"""Beyond the paper, ours: soft synergy. All experts answer, and learn, weighted by their scores.
 
 The hard switch, to the most confident expert, hides the E heads from training's attack and gives
 the answer away to whoever attacks the switch. Here the answer is a mixture, sum_j w_j f_j with
@@ -60,7 +60,7 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
 
         (1 - beta) (-sigma ln sum_j w_j exp(-l_j / sigma)) + beta mean_j l_j - b H(mean w).
 
-    At sigma = 1 the first is the mixture's cross-entropy; `best_expert_loss` of l_j - sigma ln w_j.
+    The first term is `best_expert_loss` of l_j - sigma ln w_j; at sigma = 1, the mixture's own CE.
     The mean of the l_j lets no expert rely on the others; the entropy H of the batch's mean weights
     keeps every expert in use. x [B, C, H, W], y [B] -> scalar.
     """

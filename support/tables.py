@@ -84,7 +84,7 @@ def print_report(
 
 def print_specialisation(division: dict[str, dict], me: str, class_names: list[str] | None) -> None:
     """{column: `specialisation`}, below the table of the model `me`."""
-    print("\nWhere the experts disagree, how often (%) is correct:")
+    print("\nWhere the experts disagree, share (%) of images correct:")
     mixture = me == "mixture"  # nobody answers alone in a mixture
     who = "the heaviest expert" if mixture else "the answering one"
     _line("", ["images", who, "the best fixed one", "any expert"], 20)

@@ -1,1 +1,1 @@
-"""What was tried to mend the switch, and to better soft synergy: an idea a file, as a rival is."""
+"""Attempts to mend the switch and to improve soft synergy: one idea a file, as for the rivals."""

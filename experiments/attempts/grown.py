@@ -1,8 +1,8 @@
 """Soft synergy grown from an ensemble: experts that can all classify before they compete.
 
-Half of the epochs every expert learns alone from images attacked against all of them
-(`baselines.plain.together_loss`; the E heads, untrained, weigh all alike), the others as soft
-synergy does.
+For half of the epochs every expert learns alone from images attacked against their mixture
+(`baselines.plain.together_loss`; the E heads stay untrained), for the other half as in soft
+synergy.
 
     python -m experiments.attempts.grown --eps 0.03 --n 3 --depth 2
 """
