@@ -1,4 +1,4 @@
-"""Coursework: twelve exercises on the paper, from ten minutes to a weekend. See README.md.
+"""Coursework on the paper: eleven exercises and a capstone. See README.md.
 
 An exercise is one file, exNN_name.py, with the same parts in each:
 

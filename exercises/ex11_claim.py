@@ -4,7 +4,7 @@
 from what they had correct image by image and seed by seed, and the verdict. The probes are the
 project's measured results, in experiments/results: its README's claims are among those you judge.
 
-In words (200): pick a claim of the paper's Table 3 or section 4.2. What would you have to measure
+In words (200): pick a claim of the paper's Table 3 or appendix 4.2. What would you have to measure
 to believe it, and what does the project's table of claims say?
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from exercises import ROOT, Property
 
-MINUTES, PAPER = 75, "Tables 3 and 4, section 4.2"
+MINUTES, PAPER = 75, "Tables 3 and 4, appendix 4.2"
 IMPORTS = "import numpy as np"
 REBUILD: dict = {}
 TWIST = {

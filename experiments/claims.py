@@ -274,19 +274,19 @@ def both_soe(M: tuple[int, int], size: str) -> Find:
 
 CLAIMS = [
     Claim(
-        "Two linear functions that collaborate solve XOR, their average does not",
+        "Two linear functions that collaborate solve XOR; their average does not",
         "3.1, Figure 1",
         "more",
         on_xor("joint", "vote"),
     ),
     Claim(
-        "XOR is solved as well where the best one's error is minimised and g learns which it is",
+        "XOR is solved just as well if the best one's error is minimised and g learns which it is",
         "3.1",
         "same",
         on_xor("trap", "joint"),
     ),
     Claim(
-        "SoE's training costs more than GAL's, ADP's and MoRE's (passes, in %; in seconds: Time)",
+        "SoE's training costs more than GAL's, ADP's and MoRE's (passes, in %; seconds: see Time)",
         "3.2, Table 1",
         "more",
         costs(("gal", "adp", "more"), 1),
@@ -338,7 +338,7 @@ CLAIMS = [
         }.items()
     ),
     Claim(
-        "Switching between experts makes Square harder: more of SoE survives it than of the same "
+        "Switching between experts hinders Square: more of SoE survives it than of the same "
         "experts' vote",
         "4.2",
         "more",

@@ -110,7 +110,7 @@ def comparison(methods: dict[str, list[dict]]) -> Rows:
 
 def routing(methods: dict[str, list[dict]]) -> Rows:
     """How the experts divide the work on clean images, for methods in which one answers."""
-    rows = [["", "they disagree on", "correct: answering", "best fixed", "any", "class share"]]
+    rows = [["", "images disagreed on", "correct: answering", "best fixed", "any", "class share"]]
     for method, results in methods.items():
         if "clean" in (of := results[0]["specialisation"]):
             columns = {
@@ -193,7 +193,7 @@ def steps(results: list[dict]) -> Rows:
     """Time of a training step: a file of experiments.bench_step."""
     (result,) = results
     soe = statistics.mean(result["seconds"]["soe"].values())
-    rows = [["", "stage 1", "stage 2", "mean, to SoE's", "hours of Table 1, to SoE's"]]
+    rows = [["", "stage 1", "stage 2", "mean / SoE's", "hours of Table 1 / SoE's"]]
     for method, of_stage in result["seconds"].items():
         shown = [duration(of_stage[s]) if s in of_stage else "-" for s in ("1", "2")]
         ratio = statistics.mean(of_stage.values()) / soe
@@ -205,7 +205,7 @@ def steps(results: list[dict]) -> Rows:
 def ways(results: list[dict]) -> Rows:
     """Time of a step, one way down after the other: a file of experiments.bench_step --ablate."""
     (result,) = results
-    rows = [["", "stage 1", "stage 2", "the first way's, to this"]]
+    rows = [["", "stage 1", "stage 2", "times as fast as the first"]]
     slowest = statistics.mean(next(iter(result["ways"].values())))
     for name, times in result["ways"].items():
         rows.append([name, *map(duration, times), f"{slowest / statistics.mean(times):.1f}"])
@@ -466,7 +466,7 @@ def evidence(results: list[dict]) -> str:
     parts = []
     for number, (claim, verdict, found) in enumerate(judged(results), 1):
         rows = [[one.where, f"[{one}]({one.file})", said.strip("†")] for one, said in found]
-        where = "not compared there" if claim.place == "-" else f"appendix {claim.place}"
+        where = "not in the paper" if claim.place == "-" else f"appendix {claim.place}"
         title = f"### {number}\n\n{claim.text} ({where}): **{verdict}**"
         table = markdown([["", "difference", "says"], *rows]) if rows else ""
         parts.append(f"{title}\n\n{table}".strip())
