@@ -31,6 +31,7 @@ SMALL, MIDDLE, LARGE = "small", "middle", "large"
 ON_DIGITS = {(2, 0.02): SMALL, (2, 0.05): MIDDLE, (8, 0.1): SMALL, (8, 0.2): MIDDLE}
 STRONGER = {"gal": "gal --optimizer sgd", "adp": "adp --optimizer sgd"}  # on digits
 TRANSFER = ("transfer3", "transfer30")
+DEFAULTS = {"lr": 0.1, "sigma": 1.0, "lambda_": 1.0, "confidence": "ehead", "weights": "best"}
 
 
 class Place(NamedTuple):
@@ -77,13 +78,14 @@ def trained_as(settings: dict) -> str:
 
 def runs_of(result: dict) -> list[dict]:
     """The runs that a file tells of: itself, if it is compare's; if evaluate's, one at the eps of
-    training, with what compare does not measure: ready-made images, Square's other queries, and
-    its experts' vote, or their answer at a temperature."""
+    training, of a model trained as by default, with what compare does not measure: ready-made
+    images, Square's other queries, and its experts' vote, or their answer at a temperature."""
     if "method" in result:
         return [result]
     found, settings, command = [], result.get("model"), result.get("command")
     for eps, of_eps in result.get("eps", {}).items():
-        if float(eps) == settings["eps"]:
+        usual = all(settings.get(name, value) == value for name, value in DEFAULTS.items())
+        if float(eps) == settings["eps"] and usual:
             measured, T = of_eps["correct"], command.get("temperature")
             correct = {c: v for c, v in measured.items() if c in TRANSFER}
             if command["queries"] != 1000 and "square" in measured:

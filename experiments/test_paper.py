@@ -144,6 +144,8 @@ def test_what_evaluate_measures_elsewhere_is_kept_apart():
     assert (found["method"], found["correct"]) == ("soe", {"transfer3": "11"})
     (found,) = claims.runs_of(told | {"command": whole | {"temperature": 0.3}})
     assert (found["method"], found["correct"]) == ("soe at T = 0.3", of_eps["correct"])
+    other = told | {"model": settings | {"sigma": 3.0}, "command": command}
+    assert claims.runs_of(other) == []  # SoE trained so is another method
 
 
 def test_experts_are_compared_by_who_answers():
