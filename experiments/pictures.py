@@ -113,16 +113,18 @@ def sigma_T_plane(tables: dict[str, dict[tuple[float, float], dict[str, float]]]
 
 
 def front(tables: dict[str, dict[str, dict[float, dict[str, list[float]]]]]) -> bytes:
-    """{title: {method: {W: {"clean", "worst": [mean, deviation]}}}}: a panel for each title."""
-    size = (5.2 * len(tables), 4)
+    """{title: {method: {W: {"clean", "worst": [mean, deviation]}}}}: a panel for each title, a
+    colour for each method, whatever its flags."""
+    size, colours = (5.2 * len(tables), 4), {}
     figure, axes = subplots(1, len(tables), figsize=size, squeeze=False)
     for axis, (title, methods) in zip(axes[0], tables.items()):
         for (name, points), marker in zip(methods.items(), "os^D"):
+            colour = colours.setdefault(name.split()[0], f"C{len(colours)}")
             weights = sorted(points)
             x, y = ([points[W][column] for W in weights] for column in ("clean", "worst"))
             spread = ([v[1] if len(v) > 1 else 0 for v in values] for values in (y, x))
             means = ([v[0] for v in values] for values in (x, y))
-            axis.errorbar(*means, *spread, fmt=f"{marker}-", capsize=2, label=name)
+            axis.errorbar(*means, *spread, fmt=f"{colour}{marker}-", capsize=2, label=name)
             for W, clean, worst in zip(weights, x, y):
                 at = {"textcoords": "offset points", "xytext": (5, 5), "fontsize": 8}
                 axis.annotate(f"W = {W:g}", (clean[0], worst[0]), **at)

@@ -576,6 +576,9 @@ def drawn() -> dict[str, bytes]:
     weighed = [p for p in results.glob("front/digits-*.json") if "soft-synergy-lr0.3" not in p.name]
     for name in ("plain-together", "plain-together-lr0.3", "soft-synergy"):  # W = 1
         weighed += results.glob(f"compare/digits-{name}-depth2-n3-eps0.1-*.json")
+    weighed += results.glob("front/cifar10-jpeg-10000-*seed0.json")
+    for name in ("plain-together", "soft-synergy-lr0.03-temperature3"):
+        weighed += results.glob(f"photos/*-{name}-depth2-n3-eps0.03-epochs12-seed0.json")
     return {
         "front.png": pictures.front(fronts(map(read, weighed))),
         "plane.png": pictures.sigma_T_plane(sigma_T_plane(tried, rates)),
