@@ -131,6 +131,7 @@ def front(tables: dict[str, dict[str, dict[float, dict[str, list[float]]]]]) -> 
         axis.set(
             title=title, xlabel="clean accuracy (%)", ylabel="accuracy under the worst attack (%)"
         )
+        axis.margins(0.12)
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     return as_png(figure)

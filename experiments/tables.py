@@ -397,7 +397,9 @@ def fronts(results: Iterable[dict]) -> dict[str, dict[str, dict[float, dict[str,
         for method, runs in methods.items():
             name, W = method.split(" --clean-weight")[0], runs[0]["settings"].get("clean_weight", 1)
             of = {column: cells(runs, column) for column in ("clean", "worst")}
-            found.setdefault(title, {}).setdefault(name, {})[W] = of
+            data_name, _, rest = title.partition(",")
+            place = f"{NAMES.get(data_name, data_name)},{rest}"
+            found.setdefault(place, {}).setdefault(name, {})[W] = of
     return found
 
 
