@@ -195,9 +195,10 @@ def vote(logits: Tensor) -> Tensor:
 
 def build(settings: dict) -> nn.Module:
     """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes; a
-    collaboration also by its confidence, soft by its temperature, GAL's ensemble by its slope.
+    collaboration also by its confidence, soft and joint by the temperature, GAL's ensemble by its
+    slope.
 
-    Raises ValueError where settings["model"] is not collaboration, soft, ensemble or mixture.
+    Raises ValueError for another settings["model"] than those below.
     """
     channels, *height_width = settings["image_shape"]
     shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
@@ -219,6 +220,10 @@ def build(settings: dict) -> nn.Module:
             from experiments.soft_synergy import SoftCollaboration
 
             return SoftCollaboration(experts, T=settings["temperature"])
+        case "joint":
+            from experiments.attempts.joint import JointCollaboration
+
+            return JointCollaboration(experts, T=settings["temperature"])
     raise ValueError(f"unknown model {settings['model']!r}")
 
 

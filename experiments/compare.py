@@ -44,7 +44,7 @@ import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import pictures, soft_synergy, tables, train_or_resume
-from experiments.attempts import falling, grown, misled, trades
+from experiments.attempts import averaged, falling, grown, joint, misled, own_eps, trades
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 
@@ -66,6 +66,9 @@ METHODS |= {  # ours
     "soft-grown": (grown.main, []),
     "soft-falling": (falling.main, []),
     "soft-trades": (trades.main, []),
+    "soft-joint": (joint.main, []),
+    "soft-own-eps": (own_eps.main, []),
+    "soft-averaged": (averaged.main, []),
     "soe-misled": (misled.main, []),
 }
 OURS = "--depth --eps --n --epochs --seed --data --device --out --resume".split()

@@ -55,23 +55,28 @@ def entropy_of_use(score: Tensor) -> Tensor:
     return torch.special.entr(use).sum()
 
 
-def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """M times the mean over the batch, clean and under PGD against the mixture, of
+def mixture_loss(losses: Tensor, score: Tensor, settings: Namespace) -> Tensor:
+    """Of the experts' losses l_j and their scores, [M, B] each, the mean over the batch of
 
         (1 - beta) (-sigma ln sum_j w_j exp(-l_j / sigma)) + beta mean_j l_j - b H(mean w).
 
     The first term is `best_expert_loss` of l_j - sigma ln w_j; at sigma = 1, the mixture's own CE.
     The mean of the l_j lets no expert rely on the others; the entropy H of the batch's mean weights
-    keeps every expert in use. x [B, C, H, W], y [B] -> scalar.
+    keeps every expert in use.
     """
-    beta, b, total = settings.beta, settings.balance, 0
+    beta, b = settings.beta, settings.balance
+    log_weights = F.log_softmax(score, 0)  # ln w_j, [M, B]
+    mixed = best_expert_loss(losses - settings.sigma * log_weights, settings.sigma)
+    return ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy_of_use(score)
+
+
+def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+    """M times `mixture_loss`, clean and under PGD against the mixture: x [B, C, H, W], y [B] ->
+    scalar."""
+    total = 0
     for weight, batch in zip(weights(settings), clean_and_attacked(model, x, y, settings)):
         logits, score = model.all_experts(batch)
-        losses = expert_losses(logits, y)  # l_j, [M, B]
-        log_weights = F.log_softmax(score, 0)  # ln w_j, [M, B]
-        mixed = best_expert_loss(losses - settings.sigma * log_weights, settings.sigma)
-        loss = ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy_of_use(score)
-        total = total + weight * loss
+        total = total + weight * mixture_loss(expert_losses(logits, y), score, settings)
     return settings.n * total
 
 

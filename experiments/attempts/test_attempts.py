@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import infer
-from attacks import pgd
-from experiments.attempts import falling, grown, misled, trades
+from attacks import expert_losses, pgd
+from experiments import soft_synergy
+from experiments.attempts import averaged, falling, grown, joint, misled, own_eps, trades
 from experiments.fixtures import train_small
 from experiments.soft_synergy import SoftCollaboration, soft_loss
 from models import Collaboration, ResNet
@@ -70,14 +71,62 @@ def test_trades_asks_of_attacked_images_the_clean_answer():
     torch.testing.assert_close(loss, 2 * (F.nll_loss(p, y) + 5 * kl - balance))
 
 
-def test_trades_trains_a_mixture(tmp_path):
-    train_small(tmp_path / "run", "--divergence", "3", script=trades)
-    assert type(infer.load(tmp_path / "run")) is SoftCollaboration
+@pytest.mark.parametrize(
+    "script, kind",
+    [(trades, SoftCollaboration), (own_eps, SoftCollaboration), (joint, joint.JointCollaboration)],
+)
+def test_each_trains_and_can_be_loaded(script, kind, tmp_path):
+    train_small(tmp_path / "run", script=script)
+    assert type(infer.load(tmp_path / "run")) is kind
+
+
+def test_each_expert_learns_the_images_of_its_own_eps():
+    """Without this term the loss is soft synergy's, on images attacked at several radii."""
+    losses = []
+    for own in (0.0, 2.0):
+        model, x, y = batch(SoftCollaboration)
+        losses.append(own_eps.own_eps_loss(model, x, y, Namespace(**HOW, own=own)))
+    model, x, y = batch(SoftCollaboration)
+    model.eval()
+    halves = (slice(0, 3), 0.05, 0.025), (slice(3, 6), 0.15, 0.075)
+    x_adv = torch.cat([pgd(model, x[half], y[half], *ball, 3) for half, *ball in halves])
+    model.train()
+    l_1, l_2 = expert_losses(model.all_experts(x_adv)[0], y)
+    mine = torch.cat([l_1[:3], l_2[3:]]).mean()
+    torch.testing.assert_close(losses[1] - losses[0], 2 * 2 * mine)
+
+
+def test_one_head_weighs_the_features_of_all():
+    """A score depends on every expert; an E head's on its own alone."""
+    for model_of, depends in ((joint.JointCollaboration, True), (SoftCollaboration, False)):
+        model, x, _ = batch(model_of)
+        logits, score = model.all_experts(x)
+        score[0].sum().backward()
+        assert bool(model.experts[1].backbone[0].weight.grad.any()) == depends
+        assert logits.shape == (2, 6, 4) and score.shape == (2, 6)
+
+
+def test_what_answers_is_the_average_of_the_weights(tmp_path):
+    """Of two steps, of all images each: D of the first, 1 - D of the second."""
+    how = ["--batch-size", "2000", "--steps", "1"]
+    for epochs in ("1", "2"):
+        train_small(tmp_path / epochs, *how, "--epochs", epochs, script=soft_synergy)
+    train_small(tmp_path / "mean", *how, "--epochs", "2", "--decay", "0.75", script=averaged)
+    first, second, mean = (infer.load(tmp_path / run).state_dict() for run in ("1", "2", "mean"))
+    for key in first:
+        if first[key].is_floating_point():
+            torch.testing.assert_close(mean[key], 0.75 * first[key] + 0.25 * second[key])
 
 
 def test_what_needs_an_attack_refuses_eps_0(refused):
     assert "(0, 1]" in refused(trades, "--eps", "0")
     assert "nobody is misled" in refused(misled, "--eps", "0")
+    assert "half of it" in refused(own_eps, "--eps", "0")
+
+
+def test_what_makes_no_sense_is_refused(refused):
+    assert "two experts" in refused(own_eps, "--n", "1")
+    assert "[0, 1)" in refused(averaged, "--decay", "1")
 
 
 @pytest.mark.parametrize("script", [falling, grown, misled])
