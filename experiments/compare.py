@@ -175,14 +175,6 @@ def evaluation(args: Namespace, images: int) -> dict:
     return {**how, "images": images, "seed": 0}
 
 
-def shard(text: str) -> tuple[int, int]:
-    """I/K -> (I, K). Raises ValueError unless 1 <= I <= K."""
-    i, k = map(int, text.split("/"))
-    if not 1 <= i <= k:
-        raise ValueError
-    return i, k
-
-
 def comparison_parser() -> options.Parser:
     parser = options.Parser(__doc__, prog="-m experiments.compare")
     add, count = parser.add_argument, options.count
@@ -202,7 +194,7 @@ def comparison_parser() -> options.Parser:
     add("--images", type=count, default=data.MAX_IMAGES, help="at most so many test images")
     add("--data", default="digits", help="as in training")
     options.add_device(parser)
-    add("--shard", type=shard, default="1/1", metavar="I/K", help="do the I-th of K parts")
+    add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/compare", metavar="DIR", help="folder of all the runs")
     add("--results", metavar="DIR", help="folder of their JSON files (default: that of --out)")
     return parser

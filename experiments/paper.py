@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", help="the data set, where it is not the scale's own")
     add("--dry-run", action="store_true", help="say what would be run, and for how long")
     options.add_device(parser)
-    add("--shard", type=compare.shard, default="1/1", metavar="I/K", help="do the I-th of K parts")
+    add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/paper", metavar="DIR", help="folder of all the runs")
     what = "folder of their JSON files (default: the project's own, experiments/results)"
     add("--results", metavar="DIR", default=str(tables.HERE / "results"), help=what)

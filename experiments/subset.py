@@ -2,9 +2,12 @@
 
     python -m experiments.subset --data cifar10 --train 10000 --out cifar10-10000.npz
     python -m experiments.subset --data digits --train 1150 --validation 287 --out digits-val.npz
+    python -m experiments.subset --data digits --fold 2/5 --out digits-fold2.npz
 
 The training images are the first of numpy.random.default_rng(0).permutation(N). With --validation
 the next ones stand in the place of the test images, so that settings can be chosen without these.
+With --fold I/K all images, the test images among them, are shuffled and cut into K parts: the I-th
+is for testing, the others for training. So over K runs each image is tested once.
 """
 
 import io
@@ -14,8 +17,14 @@ from support import files, options
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import data
+
+
+def shuffled(count: int) -> Tensor:
+    """The same order of `count` images each time: [count]."""
+    return torch.from_numpy(np.random.default_rng(0).permutation(count))
 
 
 def subset(dataset: data.Data, train: int, validation: int | None) -> dict[str, np.ndarray]:
@@ -24,22 +33,44 @@ def subset(dataset: data.Data, train: int, validation: int | None) -> dict[str, 
     N = len(dataset.x_train)
     if train + (validation or 0) > N:
         raise ValueError(f"{dataset.name} has {N} training images: that is too few")
-    order = torch.from_numpy(np.random.default_rng(0).permutation(N))
+    order = shuffled(N)
     x, y = dataset.x_train[order], dataset.y_train[order]
-    parts = {"train": (x[:train], y[:train]), "test": (dataset.x_test, dataset.y_test)}
+    test = dataset.x_test, dataset.y_test
     if validation:
         held_out = slice(train, train + validation)
-        parts["test"] = x[held_out], y[held_out]
-    images = {f"x_{part}": x.permute(0, 2, 3, 1).numpy() for part, (x, _) in parts.items()}
-    return images | {f"y_{part}": y.numpy() for part, (_, y) in parts.items()}
+        test = x[held_out], y[held_out]
+    return arrays((x[:train], y[:train]), test)
+
+
+def fold(dataset: data.Data, i: int, k: int) -> dict[str, np.ndarray]:
+    """The same, the i-th (from 1) of k parts of all images for testing. Raises ValueError where
+    there are fewer images than parts, or k is 1."""
+    x = torch.cat([dataset.x_train, dataset.x_test])
+    y = torch.cat([dataset.y_train, dataset.y_test])
+    if not 2 <= k <= len(x):
+        raise ValueError(f"--fold {i}/{k}: there must be 2 to {len(x)} parts")
+    parts = list(shuffled(len(x)).tensor_split(k))
+    test = parts.pop(i - 1)
+    train = torch.cat(parts)
+    return arrays((x[train], y[train]), (x[test], y[test]))
+
+
+def arrays(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, np.ndarray]:
+    """Images [N, C, H, W] and labels [N] under the names that a FILE.npz has them."""
+    named = {"train": train, "test": test}
+    images = {f"x_{part}": x.permute(0, 2, 3, 1).numpy() for part, (x, _) in named.items()}
+    return images | {f"y_{part}": y.numpy() for part, (_, y) in named.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.subset")
     add = parser.add_argument
     add("--data", default="digits", help="as in training")
-    add("--train", type=options.count, required=True, help="how many training images")
-    what = "how many others of them take the place of the test images"
+    which = parser.add_mutually_exclusive_group(required=True).add_argument
+    which("--train", type=options.count, help="how many training images")
+    what = "the I-th of K parts for testing, the others for training"
+    which("--fold", type=options.part, metavar="I/K", help=what)
+    what = "with --train: how many others of them take the place of the test images"
     add("--validation", type=options.count, help=what)
     add("--out", required=True, metavar="FILE", help="the .npz file to write")
     args = parser.parse_args(argv)
@@ -51,10 +82,16 @@ def run(args: Namespace) -> None:
     """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
     out, buffer = Path(args.out), io.BytesIO()
     files.check_new(out, ".npz", "--out")
-    arrays = subset(data.load(args.data), args.train, args.validation)
-    np.savez_compressed(buffer, **arrays)
+    if args.fold and args.validation:
+        raise ValueError("--validation goes with --train")
+    dataset = data.load(args.data)
+    if args.fold:
+        named = fold(dataset, *args.fold)
+    else:
+        named = subset(dataset, args.train, args.validation)
+    np.savez_compressed(buffer, **named)
     files.write(out, buffer.getvalue())
-    print(f"wrote {out}: {len(arrays['x_train'])} training and {len(arrays['x_test'])} test images")
+    print(f"wrote {out}: {len(named['x_train'])} training and {len(named['x_test'])} test images")
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def test_equal_cost_is_more_epochs_of_a_cheaper_method():
     [
         ("--methods soe magic", "unknown method 'magic'"),
         ("--attack magic", "invalid choice: 'magic'"),
-        ("--shard 3/2", "invalid shard value: '3/2'"),
+        ("--shard 3/2", "invalid part value: '3/2'"),
         ("--eps 2", "out of range"),
         ("--seeds 0", "at least 1"),
         ("--depth 3", "depth is 3"),

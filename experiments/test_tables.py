@@ -164,3 +164,23 @@ def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path
     assert part.y_test.tolist() == (order[30:] % 4).tolist()
     assert "too few" in refused(subset, "--data", mine, "--train", 41, "--out", tmp_path / "n.npz")
     assert "already" in refused(subset, "--data", mine, "--train", 4, "--out", out)
+
+
+def test_over_all_folds_each_image_is_a_test_image_once(tmp_path, refused):
+    mine, seen = tmp_path / "mine.npz", []
+    content = arrays()
+    for start, part in ((0, "x_train"), (40, "x_test")):
+        content[part][:, 0, 0] = start + np.arange(40)  # their numbers
+    np.savez(mine, **content)
+    for i in (1, 2, 3):
+        out = tmp_path / f"fold{i}.npz"
+        subset.main(["--data", str(mine), "--fold", f"{i}/3", "--out", str(out)])
+        part = data.load(str(out))
+        test, train = (x[:, 0, 0, 0].tolist() for x in (part.x_test, part.x_train))
+        assert sorted(test + train) == [*range(80)]
+        assert part.y_test.tolist() == [number % 4 for number in test]
+        seen += test
+    assert sorted(seen) == [*range(80)] and seen != sorted(seen)
+    new = ["--data", mine, "--out", tmp_path / "n.npz", "--fold"]
+    assert "2 to 80 parts" in refused(subset, *new, "1/1")
+    assert "goes with --train" in refused(subset, *new, "1/2", "--validation", "3")

@@ -164,6 +164,14 @@ def count(text: str, most: int = 10**9) -> int:
     return int(number(text, what, lambda v: 1 <= v <= most and v.is_integer()))
 
 
+def part(text: str) -> tuple[int, int]:
+    """I/K -> (I, K). Raises ValueError unless 1 <= I <= K."""
+    i, k = map(int, text.split("/"))
+    if not 1 <= i <= k:
+        raise ValueError
+    return i, k
+
+
 experts, threads = partial(count, most=100), partial(count, most=1024)
 
 
