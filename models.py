@@ -195,36 +195,15 @@ def vote(logits: Tensor) -> Tensor:
 
 def build(settings: dict) -> nn.Module:
     """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes; a
-    collaboration also by its confidence, soft and joint by the temperature, GAL's ensemble by its
-    slope.
-
-    Raises ValueError for another settings["model"] than those below.
-    """
+    collaboration also by its confidence. Those of rivals: `baselines.build`."""
     channels, *height_width = settings["image_shape"]
     shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
     experts = [ResNet(*shape) for _ in range(settings["n"])]
-    if "slope" in settings:  # GAL's
-        from baselines.gal import leaky
+    if settings["model"] == "collaboration":
+        return Collaboration(experts, settings["confidence"])
+    import baselines  # here, since they import this file
 
-        experts = [leaky(expert, settings["slope"]) for expert in experts]
-    match settings["model"]:
-        case "collaboration":
-            return Collaboration(experts, settings["confidence"])
-        case "ensemble":
-            return Ensemble(experts)
-        case "mixture":  # a rival's, and ours; the method has neither
-            from baselines.more import Mixture
-
-            return Mixture(experts)
-        case "soft":
-            from experiments.soft_synergy import SoftCollaboration
-
-            return SoftCollaboration(experts, T=settings["temperature"])
-        case "joint":
-            from experiments.attempts.joint import JointCollaboration
-
-            return JointCollaboration(experts, T=settings["temperature"])
-    raise ValueError(f"unknown model {settings['model']!r}")
+    return baselines.build(experts, settings)
 
 
 @torch.no_grad()

@@ -3,6 +3,38 @@
 from argparse import Namespace
 from support import options
 
+from torch import nn
+
+from models import Ensemble
+
+
+def build(experts: list[nn.Module], settings: dict) -> nn.Module:
+    """What `models.build` makes of its experts where settings["model"] is not the method's: the
+    vote, MoRE's mixture, or one of experiments/; GAL's experts get leaky ReLUs.
+
+    Raises ValueError for a model of another name.
+    """
+    if "slope" in settings:
+        from baselines.gal import leaky
+
+        experts = [leaky(expert, settings["slope"]) for expert in experts]
+    match settings["model"]:
+        case "ensemble":
+            return Ensemble(experts)
+        case "mixture":
+            from baselines.more import Mixture
+
+            return Mixture(experts)
+        case "soft":
+            from experiments.soft_synergy import SoftCollaboration
+
+            return SoftCollaboration(experts, T=settings["temperature"])
+        case "joint":
+            from experiments.attempts.joint import JointCollaboration
+
+            return JointCollaboration(experts, T=settings["temperature"])
+    raise ValueError(f"unknown model {settings['model']!r}")
+
 
 def add_clean_weight(parser: options.Parser) -> None:
     """--clean-weight, for a front of clean accuracy against robustness."""

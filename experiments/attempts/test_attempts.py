@@ -101,7 +101,7 @@ def test_one_head_weighs_the_features_of_all():
     for model_of, depends in ((joint.JointCollaboration, True), (SoftCollaboration, False)):
         model, x, _ = batch(model_of)
         logits, score = model.all_experts(x)
-        score[0].sum().backward()
+        score[0].sum().backward()  # of the first expert
         assert bool(model.experts[1].backbone[0].weight.grad.any()) == depends
         assert logits.shape == (2, 6, 4) and score.shape == (2, 6)
 
