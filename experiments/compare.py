@@ -32,8 +32,10 @@ import contextlib
 import json
 import statistics
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from unittest import mock
 from support import files, options, speed
 
 import torch
@@ -105,6 +107,17 @@ def known_method(text: str) -> str:
         if word.split("=")[0] in OURS:
             raise ArgumentTypeError(f"{word} in {text!r} would differ between methods: {OF_ALL}")
     return text
+
+
+def refuse_unknown(flags: list[str], script: Callable[[list[str]], None]) -> None:
+    """Ends with one line and status 2 where a script does not know its flags, before any trains."""
+
+    def only_parse(parser: options.Parser, argv: list[str], *_, **__) -> None:
+        parser.parse_args(argv)
+        raise InterruptedError
+
+    with mock.patch("support.runs.start", only_parse), contextlib.suppress(InterruptedError):
+        script(flags)
 
 
 def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
@@ -217,11 +230,13 @@ def run(args: Namespace) -> tuple[list[Path], int]:
     args.device = str(options.pick_device(args.device))
     for depth in args.depth:
         ResNet(depth)  # is there one?
+    runs, mine, failed = plan(args, dataset.name), share(args, dataset.name), 0
+    for method, flags in runs.values():
+        refuse_unknown(flags, METHODS[method.split()[0]][0])
     out, results = Path(args.out), Path(args.results or args.out)
     for folder in (results, out):
         folder.mkdir(parents=True, exist_ok=True)
         files.check_writable(folder)
-    runs, mine, failed = plan(args, dataset.name), share(args, dataset.name), 0
     wanted = evaluation(args, len(dataset.choose_test_images(args.images)))
     for number, (name, (method, flags)) in enumerate(mine.items(), 1):
         print(f"[{number}/{len(mine)}] {name}", flush=True)

@@ -234,6 +234,13 @@ def test_what_is_the_same_for_all_is_no_method_s_own(flag, tmp_path, refused):
     assert not (tmp_path / "runs").exists()
 
 
+def test_flags_that_a_script_does_not_know_are_refused_before_anything_trains(tmp_path, refused):
+    flags = [*SMALL, "--out", tmp_path / "runs", "--methods", "soe"]
+    assert "arguments: --togther" in refused(compare, *flags, "plain --togther")
+    assert "--lr: -1 is out of range" in refused(compare, *flags, "more --lr -1")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_method_without_the_last_attack_is_compared_by_what_it_has(tmp_path, capsys):
     compare_small(
         tmp_path, "--methods", "soe", "plain --alpha 2/255", "--attack", "pgd", "adaptive"
