@@ -58,11 +58,13 @@ def read(path: Path) -> dict:
 
 
 def group(results: Iterable[dict]) -> dict[str, dict[str, list[dict]]]:
-    """{title: {method: its runs, in the order of their seeds}}."""
+    """{title: {method: its runs, in the order of their seeds}}; all folds of a data set together,
+    as each has a seed of its own."""
     grouped = {}
     for result in sorted(results, key=lambda result: result["settings"]["seed"]):
         s = result["settings"]
-        title = f"{s['data_name']}, {s['n']} x ResNet{s['depth']}, eps {s['eps']:g}"
+        data_name = re.sub(r"-fold\d+$", "-folds", s["data_name"])
+        title = f"{data_name}, {s['n']} x ResNet{s['depth']}, eps {s['eps']:g}"
         grouped.setdefault(title, {}).setdefault(result["method"], []).append(result)
     return {
         title: dict(sorted(methods.items(), key=_soe_first)) for title, methods in grouped.items()

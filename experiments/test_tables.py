@@ -110,6 +110,14 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     assert tables.decided(methods)[1] == ["soe", "4 (2)"]
 
 
+def test_the_folds_of_a_data_set_are_one_table():
+    runs = [result("soe", seed, {"clean": "1100", "worst": "1000"}) for seed in (1, 2)]
+    for run in runs:
+        run["settings"]["data_name"] = f"d-fold{run['settings']['seed']}"
+    ((title, methods),) = tables.group(runs).items()
+    assert title.startswith("d-folds, ") and methods == {"soe": runs}
+
+
 def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "HERE", tmp_path)
     (tmp_path / "results" / "photos").mkdir(parents=True)
