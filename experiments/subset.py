@@ -64,12 +64,12 @@ def arrays(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[st
 
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.subset")
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add("--train", type=options.count, help="how many training images")
+    what = "the I-th of K parts for testing, the others for training"
+    add("--fold", type=options.part, metavar="I/K", help=what)
     add = parser.add_argument
     add("--data", default="digits", help="as in training")
-    which = parser.add_mutually_exclusive_group(required=True).add_argument
-    which("--train", type=options.count, help="how many training images")
-    what = "the I-th of K parts for testing, the others for training"
-    which("--fold", type=options.part, metavar="I/K", help=what)
     what = "with --train: how many others of them take the place of the test images"
     add("--validation", type=options.count, help=what)
     add("--out", required=True, metavar="FILE", help="the .npz file to write")
