@@ -12,52 +12,24 @@ Without --submodels each stage has half of the epochs, its own schedule and fres
 from argparse import Namespace
 from support import options, runs
 
-import torch
 from torch import Tensor, nn
 
 import infer
-from attacks import expert_losses
-from models import rectified_score
-from train_submodel import (
-    clean_and_attacked,
-    confidence_loss,
-    sample_loss,
-    soe_parser,
-    stage1_loss,
-    train,
-)
-
-
-def confidence_weighted_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """sum_j softmax_j(max_k f_jk * g_j) l_j + lambda * mean_j BCE_j, the authors' loss where
-    the score is `rectified`.
-
-    No gradient flows through the weights, which are nearly uniform, every product being in (0, 1).
-    x [B, C, H, W], y [B] -> [B].
-    """
-    logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
-    losses = expert_losses(logits, y)  # [M, B]
-    rectified = score if model.confidence == "rectified" else rectified_score(logits, score)
-    weights = torch.softmax(rectified.sigmoid().detach(), 0)  # [M, B]
-    p_y = torch.exp(-losses)
-    return (weights * losses).sum(0) + settings.lambda_ * confidence_loss(score, p_y)
+from train_submodel import clean_and_attacked, sample_loss, soe_parser, stage1_loss, train
 
 
 def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """The loss of collaboration training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
-    each = sample_loss if settings.weights == "best" else confidence_weighted_loss
     batches = clean_and_attacked(model, x, y, settings)  # x, x~_c = PGD on what inference returns
     # settings.n is M: see stage1_loss
-    return settings.n * sum(each(model, batch, y, settings).mean() for batch in batches)
+    return settings.n * sum(sample_loss(model, batch, y, settings).mean() for batch in batches)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = soe_parser(__doc__, "train_collab.py")
-    what = "stage 2's expert weights: Eq. 7's, or softmax(max_k f_k * g) as in the authors' code"
     add = parser.method.add_argument
-    add("--weights", choices=("best", "confidence"), default="best", help=what)
     what = "epochs of stage 1; stage 2 gets the rest (default: half of --epochs)"
-    add("--stage1-epochs", type=options.count, metavar="E", help=what)
+    add("--stage1-epochs", type=options.count_or_0, metavar="E", help=what)
     what = "checkpoint of stage 1; all epochs are then stage 2's"
     add("--submodels", metavar="FILE", help=what)
     with runs.start(parser, argv, "soe", model="collaboration", stages=(1, 2)) as run:

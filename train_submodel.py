@@ -55,9 +55,20 @@ def best_expert_loss(losses: Tensor, sigma: float) -> Tensor:
     """Eq. 7's smooth minimum l^_m over the experts' losses: [M, B] -> [B].
 
     It lies between min_j l_j - sigma ln M and min_j l_j; its gradient weighs expert j by
-    softmax_j(-l_j / sigma).
+    softmax_j(-l_j / sigma). At sigma = inf these weights are 1 / M: the mean of the losses.
     """
+    if math.isinf(sigma):
+        return losses.mean(0)
     return -sigma * torch.logsumexp(-losses / sigma, 0)
+
+
+def confidence_weighted_loss(losses: Tensor, score: Tensor) -> Tensor:
+    """sum_j softmax_j(g) l_j, in the authors' code where Eq. 7 stands in the paper: [M, B], [M, B]
+    -> [B]; no gradient flows through the weights.
+
+    They are nearly uniform, since every confidence g = sigmoid(score) lies in (0, 1).
+    """
+    return (torch.softmax(score.sigmoid().detach(), 0) * losses).sum(0)
 
 
 def confidence_loss(score: Tensor, p_y: Tensor) -> Tensor:
@@ -73,8 +84,12 @@ def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
     """l^_m + lambda * mean_j BCE_j of each image: x [B, C, H, W], y [B] -> [B]."""
     logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
     losses = expert_losses(logits, y)  # l_j, [M, B]
+    if settings.weights == "best":
+        label_loss = best_expert_loss(losses, settings.sigma)
+    else:
+        label_loss = confidence_weighted_loss(losses, score)
     p_y = torch.exp(-losses)
-    return best_expert_loss(losses, settings.sigma) + settings.lambda_ * confidence_loss(score, p_y)
+    return label_loss + settings.lambda_ * confidence_loss(score, p_y)
 
 
 def stage1_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
@@ -139,8 +154,10 @@ def soe_parser(description: str, prog: str) -> options.Parser:
     """The options that all methods share, and those of the loss above."""
     parser = options.training_parser(description, prog, options.radius_or_0)
     add = parser.method.add_argument
-    what = "sigma, the smoothness of the minimum in Eq. 7"
-    add("--sigma", type=options.positive, default=1.0, help=what)
+    what = "how much each expert learns: Eq. 7's smooth minimum, or softmax(g) as in authors' code"
+    add("--weights", choices=("best", "confidence"), default="best", help=what)
+    what = "sigma, the smoothness of the minimum in Eq. 7; inf: the mean of the experts' losses"
+    add("--sigma", type=options.positive_or_inf, default=1.0, help=what)
     lambda_ = {"dest": "lambda_", "metavar": "LAMBDA", "type": options.not_negative}
     add("--lambda", default=1.0, help="lambda, the weight of the confidence loss", **lambda_)
     what = "the confidence: the E head's g alone, or max_k f_k * g as in the authors' code"

@@ -8,6 +8,7 @@ import shlex
 import sys
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 import support
 
 import torch
@@ -151,6 +152,10 @@ def positive(text: str) -> float:
     return number(text, "be positive, up to a million", lambda v: 0 < v <= 1e6)
 
 
+def positive_or_inf(text: str) -> float:
+    return number(text, "be positive, up to a million, or inf", lambda v: 0 < v <= 1e6 or v == inf)
+
+
 def not_negative(text: str) -> float:
     return number(text, "be 0 or more, up to a million", lambda v: 0 <= v <= 1e6)
 
@@ -159,9 +164,9 @@ def share(text: str) -> float:
     return number(text, "lie in (0, 1)", lambda v: 0 < v < 1)
 
 
-def count(text: str, most: int = 10**9) -> int:
-    what = f"be a whole number, at least 1, at most {most:,}"
-    return int(number(text, what, lambda v: 1 <= v <= most and v.is_integer()))
+def count(text: str, most: int = 10**9, least: int = 1) -> int:
+    what = f"be a whole number, at least {least}, at most {most:,}"
+    return int(number(text, what, lambda v: least <= v <= most and v.is_integer()))
 
 
 def part(text: str) -> tuple[int, int]:
@@ -172,6 +177,7 @@ def part(text: str) -> tuple[int, int]:
     return i, k
 
 
+count_or_0 = partial(count, least=0)
 experts, threads = partial(count, most=100), partial(count, most=1024)
 
 

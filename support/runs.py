@@ -372,12 +372,13 @@ def _share_epochs(settings: Namespace, stages: tuple[int, ...]) -> dict[int, int
     if getattr(settings, "submodels", None) is not None:
         stages = stages[1:]
     share, rest = divmod(settings.epochs, len(stages))
-    if first := getattr(settings, "stage1_epochs", None):
+    if (first := getattr(settings, "stage1_epochs", None)) is not None:
         if getattr(settings, "submodels", None) is not None:
             raise ValueError("--stage1-epochs: with --submodels stage 1 is over")
-        if first >= settings.epochs:
-            raise ValueError(f"--stage1-epochs is {first} of {settings.epochs}: stage 2 needs one")
-        return {1: first, 2: settings.epochs - first}
+        if first > settings.epochs:
+            raise ValueError(f"--stage1-epochs is {first} of {settings.epochs} --epochs")
+        both = {1: first, 2: settings.epochs - first}
+        return {stage: epochs for stage, epochs in both.items() if epochs}
     if share == 0:
         least = len(stages)
         raise ValueError(f"--epochs is {settings.epochs}: {least} stages need at least {least}")
