@@ -66,6 +66,7 @@ def test_sigma_leads_from_the_minimum_to_the_mean():
     small, large = best_expert_loss(losses, 1e-5), best_expert_loss(losses, 1e6)
     torch.testing.assert_close(small, losses.min(0).values, **near)
     torch.testing.assert_close(large + 1e6 * np.log(3), losses.mean(0), **near)
+    assert torch.equal(best_expert_loss(losses, np.inf), losses.mean(0))
 
 
 # ------------------------------------------------------------------------ the losses of both stages
@@ -74,7 +75,7 @@ def test_sigma_leads_from_the_minimum_to_the_mean():
 def soe_settings(**changed):
     """The defaults of train_collab.py, for three experts."""
     defaults = vars(train_submodel.soe_parser("", "").parse_args([]))
-    return Namespace(**defaults | {"alpha": 0.01, "weights": "best"} | changed)
+    return Namespace(**defaults | {"alpha": 0.01} | changed)
 
 
 @pytest.mark.parametrize("weights", ["best", "confidence"])
@@ -89,22 +90,21 @@ def test_losses_of_both_stages_follow_the_formula(confidence, weights):
     settings = soe_settings(lambda_=0.7, sigma=0.5, weights=weights)
     x, y = torch.rand(6, 1, 8, 8), torch.randint(10, (6,))
 
-    def by_hand(x, y, weights):
+    def by_hand(x, y):
         outputs = [expert(x) for expert in model.train().experts]
         total = 0
         for i in range(len(x)):
             f = [logits[i].softmax(0) for logits, _ in outputs]
             g = [g_logit[i].sigmoid() for _, g_logit in outputs]
             p_y = [f_j[y[i]] for f_j in f]
-            product = [f_j.max() * g_j for f_j, g_j in zip(f, g)]
-            if weights == "best":
-                loss = -0.5 * torch.log(sum(p_j ** (1 / 0.5) for p_j in p_y))
-            else:
-                w = torch.stack(product).detach().softmax(0)
-                loss = -sum(w_j * p_j.log() for w_j, p_j in zip(w, p_y))
             if confidence == "rectified":  # no gradient through max_k f_k where it is correct
                 maximum = [f_j.max().detach() if f_j.argmax() == y[i] else f_j.max() for f_j in f]
                 g = [m * g_j for m, g_j in zip(maximum, g)]
+            if weights == "best":
+                loss = -0.5 * torch.log(sum(p_j ** (1 / 0.5) for p_j in p_y))
+            else:
+                w = torch.stack(g).detach().softmax(0)
+                loss = -sum(w_j * p_j.log() for w_j, p_j in zip(w, p_y))
             target = [p_j.detach() for p_j in p_y]
             bce = -sum(t * q.log() + (1 - t) * (1 - q).log() for t, q in zip(target, g)) / 3
             total = total + (loss + 0.7 * bce) / len(x)
@@ -121,15 +121,14 @@ def test_losses_of_both_stages_follow_the_formula(confidence, weights):
     alone = [pgd(lambda z, e=e: e(z)[0], x, y, **attack) for e in model.experts]
     together = pgd(model, x, y, **attack)
     model.train()
-    stage1 = 3 * (by_hand(x, y, "best") + by_hand(torch.cat(alone), y.repeat(3), "best"))
-    stage2 = 3 * (by_hand(x, y, weights) + by_hand(together, y, weights))
-    assert_same(train_submodel.stage1_loss(model, x, y, settings), stage1)
-    assert_same(train_collab.stage2_loss(model, x, y, settings), stage2)
+    losses = (train_submodel.stage1_loss, torch.cat(alone)), (train_collab.stage2_loss, together)
+    for loss, x_adv in losses:
+        attacked = by_hand(x_adv, y.repeat(len(x_adv) // len(y)))
+        assert_same(loss(model, x, y, settings), 3 * (by_hand(x, y) + attacked))
     settings.eps = 0  # no attack: clean images alone
-    model.eval()  # as the end of an epoch leaves it
-    assert_same(train_submodel.stage1_loss(model, x, y, settings), 3 * by_hand(x, y, "best"))
-    model.eval()
-    assert_same(train_collab.stage2_loss(model, x, y, settings), 3 * by_hand(x, y, weights))
+    for loss, _ in losses:
+        model.eval()  # as the end of an epoch leaves it
+        assert_same(loss(model, x, y, settings), 3 * by_hand(x, y))
 
 
 @pytest.mark.parametrize(

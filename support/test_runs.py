@@ -360,17 +360,18 @@ def test_robust_accuracy_is_that_of_pgd_on_200_training_images(whole):
     assert all("robust" in entry for entry in checkpoint["history"])
 
 
-def test_stage1_epochs_leave_the_rest_to_stage_2(tmp_path):
-    train_small(tmp_path / "run", "--epochs", "4", "--stage1-epochs", "1")
+@pytest.mark.parametrize("first, stages", [(0, [2, 2, 2, 2]), (1, [1, 2, 2, 2]), (4, [1] * 4)])
+def test_stage1_epochs_leave_the_rest_to_stage_2(first, stages, tmp_path):
+    train_small(tmp_path / "run", "--epochs", "4", "--stage1-epochs", str(first))
     history = files.load_checkpoint(tmp_path / "run")["history"]
-    assert [entry["stage"] for entry in history] == [1, 2, 2, 2]
+    assert [entry["stage"] for entry in history] == stages
 
 
 @pytest.mark.parametrize(
     "flags, message",
-    [("--epochs 4 --stage1-epochs 4", "stage 2 needs one"), ("--submodels", "stage 1 is over")],
+    [("--epochs 4 --stage1-epochs 5", "is 5 of 4"), ("--submodels", "stage 1 is over")],
 )
-def test_stage1_epochs_that_leave_nothing_are_refused(flags, message, whole, tmp_path, refused):
+def test_stage1_epochs_that_cannot_be_are_refused(flags, message, whole, tmp_path, refused):
     words = ["--n", "2", "--depth", "2", "--eps", "0.1", *flags.split()]
     if "--submodels" in words:
         words += [whole / "submodels.pt", "--stage1-epochs", "1"]
