@@ -9,6 +9,7 @@ sees nor moves batch statistics, and `model.train()` after.
     x_adv = pgd(model, x, y, eps=0.03, alpha=0.006, steps=20, random_start=True, keep_best=True)
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
@@ -100,6 +101,7 @@ def pgd(
     momentum: float = 0.0,
     random_start: bool = False,
     keep_best: bool = False,
+    falling: bool = False,
     decide: Callable[[Any], Tensor] = lambda logits: logits,
 ) -> Tensor:
     """Projected gradient descent, Madry et al. 2018: `steps` steps of alpha * sign(gradient).
@@ -110,7 +112,8 @@ def pgd(
     x [B, C, H, W] in [0, 1], y [B] -> x_adv like x, detached. `loss` is a function of what the
     model returns and y; `decide` makes logits [B, K] of what the model returns. `keep_best`, for
     evaluating, takes for each image the first misclassified point, else the one of highest loss,
-    over x itself and every step. A random start comes from torch's global generator.
+    over x itself and every step. With `falling`, alpha falls to 0 as half a cosine wave does. A
+    random start comes from torch's global generator.
     Raises ValueError for eps or alpha not positive, or steps below 1.
     """
     check_positive(eps=eps, alpha=alpha, steps=steps)
@@ -126,7 +129,7 @@ def pgd(
         consider(x)
     x_adv = project(x + eps * (2 * torch.rand_like(x) - 1)) if random_start else x.clone()
     velocity = torch.zeros_like(x)
-    for _ in range(steps):
+    for step in range(steps):
         x_adv.requires_grad_()
         output = model(x_adv)
         values = loss(output, y)  # [B]
@@ -138,7 +141,8 @@ def pgd(
         if momentum:  # on gradients of size 1, in the mean over pixels
             grad = grad / grad.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
         velocity = momentum * velocity + grad
-        x_adv = project(x_adv + alpha * velocity.sign())
+        size = alpha * (1 + math.cos(math.pi * step / steps)) / 2 if falling else alpha
+        x_adv = project(x_adv + size * velocity.sign())
     if keep_best:
         consider(x_adv)
         return worst.x_adv
@@ -219,12 +223,15 @@ def square(
 
 
 def soft_routing_loss(output: tuple[Tensor, Tensor], y: Tensor, T: float) -> Tensor:
-    """-ln sum_j softmax_j(score / T) p_y^j: (logits [M, B, K], score [M, B]), y [B] -> [B].
+    """The margin of ln sum_j softmax_j(score / T) f_j: (logits [M, B, K], score [M, B]), y [B]
+    -> [B].
 
-    The argmax of who answers hides the E heads from a gradient; a softmax shows them.
+    The argmax of who answers hides the E heads from a gradient; a softmax shows them. Unlike the
+    cross-entropy, the margin has a gradient where the mixture is sure of the true label.
     """
     logits, score = output
-    return -torch.logsumexp(F.log_softmax(score / T, 0) - expert_losses(logits, y), 0)
+    log_mixture = torch.logsumexp((score / T)[..., None] + F.log_softmax(logits, -1), 0)
+    return margin_loss(log_mixture, y)  # a constant in it, as softmax has, would cancel
 
 
 def misroute_loss(output: tuple[Tensor, Tensor], y: Tensor, j: int, scale: float) -> Tensor:
@@ -270,6 +277,12 @@ def adaptive(model: nn.Module, x: Tensor, y: Tensor, search: Callable) -> Tensor
     return worst_of(model, x, y, chain([search(model, x, y)], misled(model, x, y, search)))
 
 
+def far_and_near(eps: float, steps: int) -> Attack:
+    """PGD from 2 eps down, from a random start, with momentum: crosses the ball, then settles."""
+    how = {"momentum": 0.75, "random_start": True, "keep_best": True, "falling": True}
+    return partial(pgd, eps=eps, alpha=2 * eps, steps=steps, **how)
+
+
 def in_batches(attack: Attack, batch_size: int = 250) -> Attack:
     """The same attack, a batch at a time; on a terminal a bar says how far it is."""
 
@@ -293,7 +306,7 @@ def attacks_at(eps: float, steps: int = 20, queries: int = 1000) -> dict[str, At
         "bim": partial(pgd_, alpha=alpha, steps=steps),
         "mim": partial(pgd_, alpha=eps / 10, steps=steps, momentum=0.9),
         "cw": partial(from_anywhere, loss=cw_loss),
-        "adaptive": partial(adaptive, search=from_anywhere),
+        "adaptive": partial(adaptive, search=far_and_near(eps, steps)),
     }
     attacks = {name: in_batches(attack) for name, attack in gradient_attacks.items()}
     attacks["square"] = partial(square, eps=eps, n_queries=queries, rescale=True)

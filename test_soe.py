@@ -473,9 +473,10 @@ def test_algorithm_1_is_wrong_exactly_where_a_misroute_is_above_0():
 def test_soft_routing_and_misroute_by_hand():
     logits = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]])  # [M, B, K]
     score, y = torch.tensor([[0.3], [0.1]]), torch.tensor([0])
-    p, w = logits.softmax(-1)[:, 0, 0], (score / 0.1).softmax(0)[:, 0]
+    f, w = logits.softmax(-1)[:, 0], (score / 0.1).softmax(0)  # [M, K], [M, 1]
+    right, wrong = (w * f).sum(0)
     soft = attacks.soft_routing_loss((logits, score), y, T=0.1)
-    torch.testing.assert_close(soft, -(w * p).sum().log()[None])
+    torch.testing.assert_close(soft, (wrong / right).log()[None])
     for j, value in ((0, -1.0), (1, 5 * -0.2)):  # margins -1 and 2, gaps 0.2 and -0.2
         misroute = attacks.misroute_loss((logits, score), y, j, scale=5.0)
         torch.testing.assert_close(misroute, torch.tensor([value]))

@@ -58,6 +58,7 @@ def settings_of(combine: str) -> Namespace:
         raise ValueError(f"COMBINE is {combine!r}: it must be {', '.join(kinds)}")
     attack = {"eps": EPS, "alpha": EPS / 3, "steps": 10, "random_start": False}
     how = {
+        "weights": "best",
         "sigma": 1.0,
         "lambda_": 1.0,
         "progress": 0.0,

@@ -61,7 +61,8 @@ def attack_by_eps(
     return x_adv
 
 
-SETTINGS = Namespace(n=3, eps=0.1, alpha=0.05, steps=4, sigma=0.5, lambda_=0.7, random_start=False)
+HOW = {"eps": 0.1, "alpha": 0.05, "steps": 4, "random_start": False}
+SETTINGS = Namespace(n=3, weights="best", sigma=0.5, lambda_=0.7, **HOW)
 
 
 def batch(M: int = 3) -> tuple[nn.Module, Tensor, Tensor]:

@@ -31,8 +31,8 @@ from attacks import ball, expert_losses, margin_loss, pgd"""
 REBUILD = {
     "soft_routing_loss": (
         "attacks",
-        "-ln sum_j softmax_j(score / T) p_y^j, exact where probabilities underflow: output is "
-        "(logits [M, B, K], score [M, B]), y [B] -> [B].",
+        "The margin of error of ln sum_j softmax_j(score / T) f_j, exact where probabilities "
+        "underflow: output is (logits [M, B, K], score [M, B]), y [B] -> [B].",
     ),
     "misroute_loss": (
         "attacks",
@@ -134,7 +134,7 @@ def weaker(mine: Answers, right: Answers) -> str | None:
 
 
 PROPERTIES = [
-    Property("soft routing is the loss of the softmax-weighted mixture", 3, NAMES[:2]),
+    Property("soft routing is the margin of the softmax-weighted mixture", 3, NAMES[:2]),
     Property("it is exact where probabilities underflow", 1, NAMES[2:3]),
     Property("misrouting wants expert j wrong, and answering", 3, NAMES[3:7]),
     Property("your attack takes as many images as ours", 5, NAMES[7:], weaker),
@@ -147,11 +147,12 @@ MISTAKES = {
     "T multiplied": "score * T instead of score / T.",
     "a softmax of sigmoids": "The scores are logits already: sigmoids lie in (0, 1), so that the "
     "softmax is nearly uniform.",
-    "probabilities before the logarithm": "-ln sum_j w_j p_y^j is infinite where all p_y are "
+    "probabilities before the logarithm": "ln sum_j w_j f_j is infinite where all f_j are "
     "rounded to 0: add logarithms, then logsumexp.",
-    "losses weighed": "sum_j w_j l_j is not the loss of the mixture, -ln sum_j w_j p_y^j.",
+    "logarithms weighed": "sum_j w_j ln f_j is not the logarithm of the mixture, ln sum_j w_j f_j.",
     "scale times both": "The scale belongs to the lead alone: it makes it as large as the margin.",
-    "weights not normalised": "softmax(score / T) sums to 1 over the experts: log_softmax.",
+    "cross-entropy of the mixture": "The margin is asked for: -ln p_y is nearly flat where the "
+    "mixture is sure of the true label.",
     "T forgotten": "The softmax is of score / T.",
     "softmax over the images": "The softmax runs over the experts, axis 0.",
     "a constant added to the sum": "ln(sum + 1e-12) is wrong where the sum is smaller: logsumexp.",
@@ -176,16 +177,17 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
         score = score.detach() if "scores detached" in wrong else score
         score = torch.zeros_like(score) if "scores ignored" in wrong else score
         score = score.sigmoid() if "a softmax of sigmoids" in wrong else score
-        losses = expert_losses(logits, y)
+        log_f = F.log_softmax(logits, -1)
         if "the argmax kept" in wrong:
-            result = losses.gather(0, score.argmax(0)[None]).squeeze(0)
+            log_mixture = log_f.take_along_dim(score.argmax(0)[None, :, None], 0).squeeze(0)
         else:
-            log_weights = F.log_softmax(score * T if "T multiplied" in wrong else score / T, 0)
-            result = -torch.logsumexp(log_weights - losses, 0)
+            log_w = F.log_softmax(score * T if "T multiplied" in wrong else score / T, 0)[..., None]
+            log_mixture = torch.logsumexp(log_w + log_f, 0)
             if "probabilities before the logarithm" in wrong:
-                result = -(log_weights.exp() * torch.exp(-losses)).sum(0).log()
-            if "losses weighed" in wrong:
-                result = (log_weights.exp() * losses).sum(0)
+                log_mixture = (log_w.exp() * log_f.exp()).sum(0).log()
+            if "logarithms weighed" in wrong:
+                log_mixture = (log_w.exp() * log_f).sum(0)
+        result = margin_loss(log_mixture, y)
         return -result if "the sign lost" in wrong else result
 
     def misroute_loss(output, y, j, scale):
@@ -205,14 +207,18 @@ def variant(wrong: frozenset[str]) -> dict[str, Callable]:
 def more() -> dict[str, dict[str, Callable]]:
     def soft(log_w: Callable, join: Callable | None = None) -> dict[str, Callable]:
         def loss(output, y, T):
-            of_experts = log_w(output[1], T) - expert_losses(output[0], y)
-            return join(of_experts) if join else -torch.logsumexp(of_experts, 0)
+            log_wf = log_w(output[1], T)[..., None] + F.log_softmax(output[0], -1)
+            return margin_loss(join(log_wf) if join else torch.logsumexp(log_wf, 0), y)
 
         return {"soft_routing_loss": loss}
 
     def mixed(output, y, T):
         weights = (output[1] / T).softmax(0)[:, :, None]
-        return F.cross_entropy((weights * output[0]).sum(0), y, reduction="none")
+        return margin_loss((weights * output[0]).sum(0), y)
+
+    def entropy(output, y, T):
+        losses = expert_losses(output[0], y)
+        return -torch.logsumexp(F.log_softmax(output[1] / T, 0) - losses, 0)
 
     def misroute(both: Callable) -> dict[str, Callable]:
         def loss(output, y, j, scale):
@@ -229,10 +235,10 @@ def more() -> dict[str, dict[str, Callable]]:
         return F.log_softmax(s / T, 0)
 
     return {
-        "weights not normalised": soft(lambda s, T: s / T),
+        "cross-entropy of the mixture": {"soft_routing_loss": entropy},
         "T forgotten": soft(lambda s, T: F.log_softmax(s, 0)),
         "softmax over the images": soft(lambda s, T: F.log_softmax(s / T, 1)),
-        "a constant added to the sum": soft(log_w, lambda z: -(z.exp().sum(0) + 1e-12).log()),
+        "a constant added to the sum": soft(log_w, lambda z: (z.exp().sum(0) + 1e-12).log()),
         "logits mixed": {"soft_routing_loss": mixed},
         "the larger of the two": misroute(lambda m, s, o, c, *_: torch.maximum(m, c * lead(s, o))),
         "no scale": misroute(lambda m, s, o, c, *_: torch.minimum(m, lead(s, o))),

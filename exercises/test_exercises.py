@@ -167,9 +167,9 @@ OTHERS = {  # right answers that are written otherwise
     ],
     9: [
         {
-            "soft_routing_loss": lambda out, y, T: (
-                torch.logsumexp(out[1] / T, 0)
-                - torch.logsumexp(out[1] / T - attacks.expert_losses(out[0], y), 0)
+            "soft_routing_loss": lambda out, y, T: attacks.margin_loss(
+                torch.logsumexp(out[0].log_softmax(-1) + (out[1] / T).log_softmax(0)[..., None], 0),
+                y,
             )
         },
         {

@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks import Loss, Worst, ball, check_positive, cross_entropy, cw_loss, misled, worst_of
+from attacks import (
+    Loss,
+    Worst,
+    ball,
+    check_positive,
+    cross_entropy,
+    cw_loss,
+    far_and_near,
+    misled,
+    worst_of,
+)
 
 
 def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -132,11 +142,11 @@ def auto_pgd(
 
 
 def adaptive_auto_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    """attacks.adaptive with AutoPGD: on the answer, by cross-entropy and towards the likeliest
-    wrong class, and on who answers; 3 + M runs.
+    """On the answer, by AutoPGD with cross-entropy and towards the likeliest wrong class; on who
+    answers, by `far_and_near` from two random starts. 4 + 2 M runs.
 
     x [B, C, H, W], y [B] -> each image's worst point. Raises ValueError as `apgd`.
     """
     answer = auto_pgd(model, x, y, eps, steps, targets=1)
-    routing = misled(model, x, y, partial(apgd, eps=eps, steps=steps))
-    return worst_of(model, x, y, chain([answer], routing))
+    routing = (misled(model, x, y, far_and_near(eps, steps)) for _ in range(2))
+    return worst_of(model, x, y, chain([answer], *routing))

@@ -64,7 +64,7 @@ def settings_of(parser: options.Parser, model: str, **changed) -> Namespace:
     """The defaults of a training script, at the paper's size."""
     settings = vars(parser.parse_args([]))
     size = {"image_shape": [3, 32, 32], "num_classes": 10, "steps_per_epoch": 1}
-    settings |= size | {"model": model, "alpha": settings["eps"] / 3, "weights": "best"}
+    settings |= size | {"model": model, "alpha": settings["eps"] / 3}
     return Namespace(**settings | {name: v for name, v in changed.items() if v is not None})
 
 
