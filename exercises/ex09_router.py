@@ -149,14 +149,14 @@ MISTAKES = {
     "softmax is nearly uniform.",
     "probabilities before the logarithm": "ln sum_j w_j f_j is infinite where all f_j are "
     "rounded to 0: add logarithms, then logsumexp.",
-    "logarithms weighed": "sum_j w_j ln f_j is not the logarithm of the mixture, ln sum_j w_j f_j.",
+    "logarithms weighed": "The mixture is one of probabilities, ln sum_j w_j f_j: not of their "
+    "logarithms, nor of logits.",
     "scale times both": "The scale belongs to the lead alone: it makes it as large as the margin.",
     "cross-entropy of the mixture": "The margin is asked for: -ln p_y is nearly flat where the "
     "mixture is sure of the true label.",
     "T forgotten": "The softmax is of score / T.",
     "softmax over the images": "The softmax runs over the experts, axis 0.",
     "a constant added to the sum": "ln(sum + 1e-12) is wrong where the sum is smaller: logsumexp.",
-    "logits mixed": "The mixture is one of probabilities, not of logits.",
     "the larger of the two": "Both must be above 0: that is their minimum.",
     "no scale": "The lead is taken `scale` times.",
     "the margin alone": "Expert j is to be wrong, and to answer, too.",
@@ -212,10 +212,6 @@ def more() -> dict[str, dict[str, Callable]]:
 
         return {"soft_routing_loss": loss}
 
-    def mixed(output, y, T):
-        weights = (output[1] / T).softmax(0)[:, :, None]
-        return margin_loss((weights * output[0]).sum(0), y)
-
     def entropy(output, y, T):
         losses = expert_losses(output[0], y)
         return -torch.logsumexp(F.log_softmax(output[1] / T, 0) - losses, 0)
@@ -239,7 +235,6 @@ def more() -> dict[str, dict[str, Callable]]:
         "T forgotten": soft(lambda s, T: F.log_softmax(s, 0)),
         "softmax over the images": soft(lambda s, T: F.log_softmax(s / T, 1)),
         "a constant added to the sum": soft(log_w, lambda z: (z.exp().sum(0) + 1e-12).log()),
-        "logits mixed": {"soft_routing_loss": mixed},
         "the larger of the two": misroute(lambda m, s, o, c, *_: torch.maximum(m, c * lead(s, o))),
         "no scale": misroute(lambda m, s, o, c, *_: torch.minimum(m, lead(s, o))),
         "the margin alone": misroute(lambda m, *_: m),

@@ -343,6 +343,45 @@ def table4(results: list[dict]) -> Rows:
     return rows
 
 
+STAGES = {"0": "2 alone", "12": "1 alone", None: "half and half"}  # of 12 epochs
+RIVALS = ("plain-together", "plain-jointly")
+
+
+def readings(results: list[dict]) -> Rows:
+    """Each reading of the paper, and whether it does what the paper states: (a) its experts' clean
+    accuracies lie within 3 points, none ahead of the collaboration; (b) trained without attacks it
+    is not below one network, (c) under Square not below plain-together, by more than the interval.
+    """
+    at = {run["settings"]["eps"]: {} for run in results}
+    for run in results:
+        at[run["settings"]["eps"]][run["method"], run["settings"]["n"]] = run
+    head = ["reading", "stages", "clean", "each expert", "Square", "worst"]
+    rows = [[*head, "(a) spread", "(b) less one network", "(c) less plain-together", "supported"]]
+    for (method, n), run in at[0.03].items():
+        cells, experts = run["table"][run["row"]], alone(run)
+        rival = method.split()[0] in RIVALS
+        flags, _, epochs = method.partition(" --stage1-epochs ")
+        shown = [f"{cells['clean']:.1f}", ", ".join(f"{value:.1f}" for value in experts)]
+        row = [flags, "-" if rival else STAGES[epochs or None], *shown]
+        row += [f"{cells['square']:.1f}", f"{cells['worst']:.1f}"]
+        said = []
+        if not rival:
+            spread = max(experts) - min(experts)
+            said.append((spread <= 3 and cells["clean"] >= max(experts), f"{spread:.1f}"))
+            # without attacks the stages have the same loss, so either alone is one run
+            without = at[0].get((method.replace("epochs 12", "epochs 0"), n))
+            beside = {"clean": (without, at[0].get(("plain", 1)))}
+            beside["square"] = run, at[0.03].get(("plain-together", n))
+            for column, (ours, theirs) in beside.items():
+                if ours and theirs:
+                    of = paired_difference(*([of["correct"][column]] for of in (ours, theirs)))
+                    said.append((sum(of) >= 0, signed(*of)))
+        row += [f"{'yes' if met else 'no'}: {number}" for met, number in said]
+        row += ["-"] * (len(rows[0]) - 1 - len(row))
+        rows.append([*row, "yes" if len(said) == 3 and all(met for met, _ in said) else "-"])
+    return [rows[0], *sorted(rows[1:], key=lambda row: -float(row[5]))]
+
+
 def signed(difference: float, half: float) -> str:
     return f"{difference:+.1f} ± {half:.1f}"
 
