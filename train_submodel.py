@@ -35,12 +35,14 @@ def training_attack(
     return pgd(model, x, y, eps, alpha, steps, random_start=settings.random_start)
 
 
-def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> list[Tensor]:
-    """[x, x~], x~ = PGD against the whole model; [x] where eps is 0. Ends in train mode."""
+def clean_and_attacked(
+    model: nn.Module, x: Tensor, y: Tensor, settings: Namespace, attack: Callable = training_attack
+) -> list[Tensor]:
+    """[x, x~], x~ = `attack` on the whole model; [x] where eps is 0. Ends in train mode."""
     batches = [x]
     if settings.eps:
         model.eval().requires_grad_(False)  # the attack needs gradients for the input alone
-        batches.append(training_attack(model, x, y, settings))
+        batches.append(attack(model, x, y, settings))
     model.train().requires_grad_(True)
     return batches
 
@@ -82,6 +84,8 @@ def confidence_loss(score: Tensor, p_y: Tensor) -> Tensor:
 
 def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """l^_m + lambda * mean_j BCE_j of each image: x [B, C, H, W], y [B] -> [B]."""
+    for expert in model.experts:
+        expert.detach = settings.detach
     logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
     losses = expert_losses(logits, y)  # l_j, [M, B]
     if settings.weights == "best":
@@ -162,6 +166,10 @@ def soe_parser(description: str, prog: str) -> options.Parser:
     add("--lambda", default=1.0, help="lambda, the weight of the confidence loss", **lambda_)
     what = "the confidence: the E head's g alone, or max_k f_k * g as in the authors' code"
     add("--confidence", choices=CONFIDENCES, default="ehead", help=what)
+    what = "stage 2 attacks each expert, too, on half of the images"
+    add("--both", action="store_true", help=what)
+    what = "the confidence loss teaches the E heads alone, not the features that they see"
+    add("--detach", action="store_true", help=what)
     return parser
 
 
