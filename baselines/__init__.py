@@ -29,10 +29,6 @@ def build(experts: list[nn.Module], settings: dict) -> nn.Module:
             from experiments.soft_synergy import SoftCollaboration
 
             return SoftCollaboration(experts, T=settings["temperature"])
-        case "joint":
-            from experiments.attempts.joint import JointCollaboration
-
-            return JointCollaboration(experts, T=settings["temperature"])
     raise ValueError(f"unknown model {settings['model']!r}")
 
 

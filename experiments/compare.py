@@ -15,12 +15,10 @@ Cost, in units of one member's forward pass on one batch: a backward pass to the
 weights is one more, so a step of an attack costs 2 and learning a batch 3. A batch costs, with M
 members, S steps of PGD, T = 10 of DVERGE's own:
 
-    plain.., adp, more, soft..              2 M S + 6 M            the attack; clean, adversarial
+    plain.., adp, more, soft-synergy        2 M S + 6 M            the attack; clean, adversarial
     gal                                     2 M S + 9 M            the second derivative: 3 M more
     soe-stage1                              2 M S + 3 (M + M^2)    all learn from M attacks
     soe                                     as soe-stage1, then 2 M S + 6 M, half of the epochs each
-    soe-misled                              as soe, and M in its second half, to see who answers
-    soft-trades                             2 M S + 7 M            M more, for the clean answer
     dverge                                  as plain, then 2 M T + M + 2 M S + 3 M + 3 M (M - 1)
 
 At eps 0 there is neither an attack, 2 M S, nor anything to learn from it, 3 M or 3 M^2.
@@ -46,7 +44,6 @@ import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import pictures, soft_synergy, tables, train_or_resume
-from experiments.attempts import averaged, falling, grown, joint, misled, own_eps, trades
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 
@@ -63,16 +60,7 @@ METHODS = {  # name: the script that trains it, and its flags
 }
 DEFAULT = [*METHODS]  # the paper's
 DEFAULT += ["adp --optimizer sgd", "gal --optimizer sgd"]  # the others' rule for these too
-METHODS |= {  # ours
-    "soft-synergy": (soft_synergy.main, []),
-    "soft-grown": (grown.main, []),
-    "soft-falling": (falling.main, []),
-    "soft-trades": (trades.main, []),
-    "soft-joint": (joint.main, []),
-    "soft-own-eps": (own_eps.main, []),
-    "soft-averaged": (averaged.main, []),
-    "soe-misled": (misled.main, []),
-}
+METHODS["soft-synergy"] = soft_synergy.main, []  # ours
 OURS = "--depth --eps --n --epochs --seed --data --device --out --resume".split()
 OF_ALL = "give it to the comparison itself"
 
@@ -84,9 +72,7 @@ def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -
     each = attack + 3 * M + M * adversarial
     distilled = 2 * M * T + M + attack + adversarial + 3 * M * (M - 1)
     stages = {"soe": {1: each, 2: plainly}, "soe-stage1": {1: each}, "gal": {1: plainly + 3 * M}}
-    stages |= {"soe-misled": {1: each, 2: plainly + M}, "dverge": {1: plainly, 2: distilled}}
-    stages |= {"soft-trades": {1: plainly + M}}
-    stages |= dict.fromkeys(("soft-grown", "soft-falling"), {1: plainly, 2: plainly})
+    stages |= {"dverge": {1: plainly, 2: distilled}}
     return stages.get(method.split()[0], {1: plainly})
 
 

@@ -12,7 +12,6 @@ the loss is then, at sigma = 1, that of an ensemble trained for its vote (`basel
 """
 
 from argparse import Namespace
-from collections.abc import Callable
 from support import options, runs
 
 import torch
@@ -80,21 +79,14 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
     return settings.n * total
 
 
-def mixture_parser(description: str, prog: str, radius: Callable) -> options.Parser:
-    """The options that all methods share, and those of the mixture; `radius` reads --eps."""
-    parser = options.training_parser(description, prog, radius)
+def soft_parser(description: str, prog: str) -> options.Parser:
+    """The options that all methods share, and those of the mixture and the loss above."""
+    parser = options.training_parser(description, prog, options.radius_or_0)
     add = parser.method.add_argument
     what = "T: experts weigh softmax(score / T)"
     add("--temperature", metavar="T", type=options.positive, default=1.0, help=what)
     what = "b, the weight of the entropy of the mean weights"
     add("--balance", metavar="B", type=options.not_negative, default=1.0, help=what)
-    return parser
-
-
-def soft_parser(description: str, prog: str) -> options.Parser:
-    """The mixture's options, and those of the loss above."""
-    parser = mixture_parser(description, prog, options.radius_or_0)
-    add = parser.method.add_argument
     add("--sigma", type=options.positive, default=1.0, help="as in Eq. 7; 1: the mixture's loss")
     what = "the weight of the experts' own losses, 0 to 1"
     add("--beta", type=options.not_negative, default=0.0, help=what)

@@ -556,6 +556,7 @@ MAKERS = {
     "run": run_table,
     "claims": lambda results: markdown(claims(results)),
     "evidence": evidence,
+    "readings": lambda results: markdown(readings(results)),
     "summary": lambda results: markdown(summary(results)),
     "table2": lambda results: markdown(table2(results)),
     "table3": table3,

@@ -16,9 +16,6 @@ import models
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from experiments import compare
-from experiments.attempts import averaged, own_eps, trades
-from experiments.attempts.falling import hot_loss
-from experiments.attempts.misled import misled_loss
 from experiments.fixtures import arrays, same_weights
 from experiments.soft_synergy import soft_loss, soft_parser
 from train_collab import stage2_loss
@@ -37,13 +34,6 @@ LOSSES = {  # method: its model, its options, its losses stage by stage
     "dverge": ("ensemble", dverge.parser, [plain.plain_loss, dverge.DvergeLoss()]),
     "more": ("mixture", more.parser, [more.more_loss]),
     "soft-synergy": ("soft", SOFT, [soft_loss]),
-    "soft-grown": ("soft", SOFT, [plain.together_loss, soft_loss]),
-    "soft-falling": ("soft", SOFT, [hot_loss, soft_loss]),
-    "soft-trades": ("soft", trades.parser, [trades.trades_loss]),
-    "soft-joint": ("joint", SOFT, [soft_loss]),
-    "soft-own-eps": ("soft", own_eps.parser, [own_eps.own_eps_loss]),
-    "soft-averaged": ("soft", averaged.parser, [soft_loss]),
-    "soe-misled": ("collaboration", SOE, [stage1_loss, misled_loss]),
 }
 
 
@@ -198,7 +188,7 @@ def forward_units(loss, model, x, y, settings):
     return sum(seen) / len(x)
 
 
-NEED_ATTACKS = ("plain-together", "soft-trades", "soft-own-eps", "soe-misled")
+NEED_ATTACKS = ("plain-together",)
 COSTS = product(compare.METHODS, [0.03, 0])
 
 
