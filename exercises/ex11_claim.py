@@ -8,12 +8,12 @@ In words (200): pick a claim of the paper's Table 3 or appendix 4.2. What would 
 to believe it, and what does the project's table of claims say?
 """
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 
-from exercises import ROOT, Property
+from exercises import Property
+from experiments import records
 
 MINUTES, PAPER = 75, "Tables 3 and 4, appendix 4.2"
 IMPORTS = "import numpy as np"
@@ -41,10 +41,9 @@ def verdict(difference: float, error: float) -> int:
 
 
 def measured(method: str, depth: int, column: str = "worst", seeds: int = 3) -> np.ndarray:
-    """What a method had correct, [S, N], of our JSON files."""
-    name = f"digits-{method}-depth{depth}-n3-eps0.1-epochs30-seed"
-    folder = ROOT / "experiments" / "results" / "compare"
-    found = [json.loads((folder / f"{name}{s}.json").read_text()) for s in range(seeds)]
+    """What a method had correct, [S, N], in our records."""
+    name = f"compare/digits-{method}-depth{depth}-n3-eps0.1-epochs30-seed"
+    found = [records.stored()[f"{name}{seed}.json"] for seed in range(seeds)]
     return np.array([list(map(int, result["correct"][column])) for result in found])
 
 

@@ -1,4 +1,4 @@
-"""The paper's claims, judged by code from the JSON files in results/.
+"""The paper's claims, judged by code from the records in results/.
 
 A claim says that one accuracy is above another, or that two are the same (within MARGIN points).
 Each place where it was measured, that is data, depth and eps, supports it, speaks against it, or

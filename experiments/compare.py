@@ -30,7 +30,7 @@ import contextlib
 import json
 import statistics
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import product
 from pathlib import Path
 from unittest import mock
@@ -43,7 +43,7 @@ import infer
 import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
-from experiments import pictures, soft_synergy, tables, train_or_resume
+from experiments import pictures, records, soft_synergy, tables, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 
@@ -209,9 +209,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.exit(1, f"runs that failed, as said above: {failed}\n")
 
 
-def run(args: Namespace) -> tuple[list[Path], int]:
-    """Trains and attacks what is asked for and not there yet; returns the JSON files of all runs
-    that have finished, and how many failed. Raises ValueError, OSError, SystemExit."""
+def run(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
+    """Trains and attacks what is asked for and neither there yet nor `stored`; returns the JSON
+    files of all runs that have finished, and how many failed. Raises ValueError, OSError,
+    SystemExit."""
     dataset = data.load(args.data)
     args.device = str(options.pick_device(args.device))
     for depth in args.depth:
@@ -225,11 +226,13 @@ def run(args: Namespace) -> tuple[list[Path], int]:
         files.check_writable(folder)
     wanted = evaluation(args, len(dataset.choose_test_images(args.images)))
     for number, (name, (method, flags)) in enumerate(mine.items(), 1):
+        if f"{results.name}/{name}.json" in stored:
+            continue
         print(f"[{number}/{len(mine)}] {name}", flush=True)
         kept = results / f"{name}.json"
         if kept.exists():
             with files.reading(kept, "result of a run"):
-                found = tables.read(kept)
+                found = records.read(kept)
                 made_by, evaluated = found["command"], found["evaluation"]
                 images = found["settings"]["data_checksum"]
             if made_by != command(method, flags, args):
@@ -256,7 +259,7 @@ def run(args: Namespace) -> tuple[list[Path], int]:
 
 def show(finished: list[Path], args: Namespace) -> None:
     """Prints the tables of these files, and draws them. Raises OSError."""
-    grouped = tables.group(map(tables.read, finished))
+    grouped = tables.group(map(records.read, finished))
     for title, methods in grouped.items():
         print(f"\n{title}; accuracy (%), each model attacked itself\n")
         print(tables.markdown(tables.comparison(methods)))

@@ -8,8 +8,9 @@ NAME is table1 .. table4, figure1 .. figure4, or all. The scales are digits (dep
 others than the paper's, as digits are easier), photos (10,000 images of `experiments.subset`,
 depths 2 and 8, 12 epochs), and full (CIFAR-10, depth 20, 100 epochs). Every run is trained and
 attacked by experiments/compare.py and leaves one JSON file in --results, for figures 2 to 4 a
-second one. What is there is used again, so that the same command resumes what was interrupted; to
-repeat what is there, name other --results. Table 1 is timed by `experiments.bench_step`.
+second one. What is there, or among the project's records, is used again, so that the same command
+resumes what was interrupted; to repeat what is recorded, name a folder as --results. Table 1 is
+timed by `experiments.bench_step`.
 
 The numbers of the paper are in paper.json, its claims and how they are judged in claims.py.
 """
@@ -19,6 +20,7 @@ import json
 import re
 import time
 from argparse import Namespace
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 from support import files, options, speed
@@ -29,7 +31,7 @@ import torch.nn.functional as F
 
 import data
 import xor_demo
-from experiments import claims, compare, evaluate, tables, transfer_set
+from experiments import claims, compare, evaluate, records, tables, transfer_set
 from experiments.claims import STRONGER
 from models import ResNet
 
@@ -148,7 +150,8 @@ def show_plan(names: list[str], scale: Scale, args: Namespace) -> None:
         depth = int(re.search(r"-depth(\d+)-", run)[1])
         stages = compare.units_of_a_batch(method, job.n, 10, eps=job.eps[0]).values()
         units = sum(stages) / len(stages) * job.epochs * max(1, len(dataset.x_train) // 128)
-        if (Path(job.results) / f"{run}.json").exists():
+        kept = Path(job.results) / f"{run}.json"
+        if kept.exists() or f"{kept.parent.name}/{kept.name}" in args.stored:
             print(f"{'there':>8}  {run}")
             continue
         if depth not in costs:
@@ -161,13 +164,15 @@ def show_plan(names: list[str], scale: Scale, args: Namespace) -> None:
 # ---------------------------------------------------------------------------------------- the runs
 
 
-def on_transferred(job: Namespace, transfer: Path, results: Path) -> None:
+def on_transferred(job: Namespace, transfer: Path, results: Path, stored: Container[str]) -> None:
     """Tries images made against other networks, made first where they are not there, on the runs of
-    a job at one eps."""
+    a job at one eps that have no result yet."""
     dataset = data.load(job.data)
     for run in compare.share(job, dataset.name):
         eps, kept = re.search(r"-eps([\d.e-]+)-", run)[1], results / f"{run}.json"
-        if kept.exists() or not (Path(job.out) / run / "metrics.json").exists():
+        if kept.exists() or f"transfer/{kept.name}" in stored:
+            continue
+        if not (Path(job.out) / run / "metrics.json").exists():
             continue
         images = transfer / f"{dataset.name}-eps{eps}.npz"
         common = ["--data", job.data, "--eps", eps]
@@ -194,13 +199,13 @@ def xor(path: Path) -> None:
     files.write(path, json.dumps(found | {"trap": [of[1] for of in trap]}).encode())
 
 
-def show(name: str, results: Path) -> None:
+def show(name: str, results: Path, recorded: bool) -> None:
     """Prints a table or figure, ours beside the paper's, and the verdicts on its claims."""
     kind, number = name[:-1].title(), name[-1]
     maker = {"figure3": "figures34", "figure4": "figures34", "table1": "steps"}.get(name, name)
-    found = [tables.read(path) for path in sorted(results.glob("*/*.json"))]
-    shown = [tables.read(path) for path in results.glob("bench_step.json")]
-    shown = shown if name == "table1" else found
+    found = records.matching("*/*.json") if recorded else []
+    found += [records.read(path) for path in sorted(results.glob("*/*.json"))]
+    shown = records.matching("bench_step.json") if name == "table1" else found
     print(f"\n{kind} {number}\n")
     if maker in tables.MAKERS and shown:
         print(tables.MAKERS[maker](shown))
@@ -228,10 +233,12 @@ def main(argv: list[str] | None = None) -> None:
     options.add_device(parser)
     add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/paper", metavar="DIR", help="folder of all the runs")
-    what = "folder of their JSON files (default: the project's own, experiments/results)"
-    add("--results", metavar="DIR", default=str(tables.HERE / "results"), help=what)
+    what = "folder of their JSON files (default: results in --out, beside the project's records)"
+    add("--results", metavar="DIR", help=what)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
+        args.stored = {} if args.results else records.stored()
+        args.results = args.results or str(Path(args.out) / "results")
         failed = run(args)
     if failed:
         parser.exit(1, f"runs that failed, as said above: {failed}\n")
@@ -246,13 +253,14 @@ def run(args: Namespace) -> int:
         return 0
     for name in names:
         for job in jobs(name, scale, args):
-            failed += compare.run(job)[1]
+            failed += compare.run(job, args.stored)[1]
             if name in ("figure2", "figure3", "figure4"):
                 (results / "transfer").mkdir(parents=True, exist_ok=True)
-                on_transferred(job, Path(args.out), results / "transfer")
-        if name == "figure1" and not (results / "figure1" / "xor.json").exists():
-            xor(results / "figure1" / "xor.json")
-        show(name, results)
+                on_transferred(job, Path(args.out), results / "transfer", args.stored)
+        drawn = results / "figure1" / "xor.json"
+        if name == "figure1" and not args.stored and not drawn.exists():
+            xor(drawn)
+        show(name, results, bool(args.stored))
     return failed
 
 

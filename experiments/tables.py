@@ -1,8 +1,8 @@
-"""Writes the tables of the READMEs from the JSON files in results/: no number is typed by hand.
+"""Writes the tables of the READMEs from the records in results/: no number is typed by hand.
 
     python -m experiments.tables    # rewrites what stands between the marks, and draws figures/
 
-A mark names one of the functions in MAKERS and the files it reads, one JSON file a run:
+A mark names one of the functions in MAKERS and the records it reads (records.py):
 
     <!-- comparison: compare/digits-*-depth2-*.json -->
     <!-- end -->
@@ -12,12 +12,11 @@ import contextlib
 import io
 import json
 import math
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterable
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath
 from support import files, options
 from support.tables import duration, print_report
 
@@ -32,6 +31,7 @@ from experiments.claims import (
     with_column,
 )
 from experiments.intervals import interval, mean_and_deviation, paired_difference
+from experiments.records import matching
 
 HERE = Path(__file__).parent
 TEXTS = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))
@@ -42,19 +42,6 @@ Rows = list[list[str]]  # the heading first
 
 
 PAPER = json.loads((HERE / "paper.json").read_text())  # its numbers
-
-
-def read(path: Path) -> dict:
-    """What a file says; `file`: where it is, seen from this folder."""
-    with files.reading(path, "result of a run"):
-        found = json.loads(path.read_text())
-        if (
-            isinstance(found, dict)
-            and "method" in found
-            and not {"settings", "table"} <= set(found)
-        ):
-            raise ValueError("settings and table are missing")
-    return found | {"file": os.path.relpath(path, HERE)} if isinstance(found, dict) else found
 
 
 def group(results: Iterable[dict]) -> dict[str, dict[str, list[dict]]]:
@@ -172,7 +159,7 @@ def stronger(results: list[dict]) -> Rows:
     methods: dict[str, list[dict]] = {}
     for result in sorted(results, key=lambda result: result["model"]["seed"]):
         (of_eps,) = result["eps"].values()
-        before = read(HERE / "results" / "photos" / Path(result["file"]).name)
+        (before,) = matching(f"photos/{PurePath(result['name']).name}")
         weaker = before["correct"]["worst"]
         again = {"worst, on these": of_eps["correct"]["worst"][: len(weaker)]}
         again["by the weaker attacks"] = weaker
@@ -572,10 +559,9 @@ def written(content: str) -> str:
 
     def replace(mark: re.Match) -> str:
         opening, maker, pattern, end = mark.groups()
-        paths = sorted((HERE / "results").glob(pattern))
-        if not paths:
-            raise ValueError(f"no file results/{pattern}")
-        return f"{opening}\n{MAKERS[maker](list(map(read, paths)))}\n\n{end}"
+        if not (found := matching(pattern)):
+            raise ValueError(f"no record {pattern}")
+        return f"{opening}\n{MAKERS[maker](found)}\n\n{end}"
 
     return MARK.sub(replace, content)
 
@@ -599,34 +585,34 @@ def classes(results: list[dict]) -> dict[str, tuple]:
 
 def drawn() -> dict[str, bytes]:
     """{name: PNG} of the pictures in figures/ that show results."""
-    results = HERE / "results"
-    compared = group(map(read, sorted((results / "compare").glob(MAIN))))
+    compared = group(matching(f"compare/{MAIN}"))
     attacks = next(iter(next(iter(compared.values())).values()))[0]["evaluation"]["attack"]
     shown = {title: summaries(methods, attacks) for title, methods in compared.items()}
-    of_model = read(results / "attacks_by_eps.json")
+    (of_model,) = matching("attacks_by_eps.json")
     by_eps = {float(eps): r["table"][of_model["row"]] for eps, r in of_model["eps"].items()}
-    scaling = read(results / "scaling_cpu.json")["tables"]
+    scaling = matching("scaling_cpu.json")[0]["tables"]
     scaling = {axis: {int(v): of for v, of in table.items()} for axis, table in scaling.items()}
-    numbers = by_number(map(read, results.glob("compare/digits-*-depth2-*.json")))
+    numbers = by_number(matching("compare/digits-*-depth2-*.json"))
     numbers = {
         place: {name: line for name, line in lines.items() if "transfer" not in name}
         for place, lines in numbers.items()
     }
-    of_soe = [*results.glob("photos/*-soe-depth*-n3-eps0.03-*seed0.json")]
-    of_soe += results.glob("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
-    tried = [read(path) for path in results.glob("*tuning/*-depth*-n3-*.json")]
+    of_soe = matching("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
+    of_soe += matching("photos/*-soe-depth*-n3-eps0.03-*seed0.json")
     rates = {"digits-val": 0.1, "photos-val": 0.03}  # soft synergy's
+    plane = sigma_T_plane(matching("*tuning/*-depth*-n3-*.json"), rates)
     # at rate 0.3 some seeds of soft synergy learn nothing: in the table, not in the picture
-    weighed = [p for p in results.glob("front/digits-*.json") if "soft-synergy-lr0.3" not in p.name]
+    weighed = matching("front/digits-*.json")
+    weighed = [run for run in weighed if "soft-synergy-lr0.3" not in run["name"]]
     for name in ("plain-together", "plain-together-lr0.3", "soft-synergy"):  # W = 1
-        weighed += results.glob(f"compare/digits-{name}-depth2-n3-eps0.1-*.json")
-    weighed += results.glob("front/cifar10-jpeg-10000-*seed0.json")
+        weighed += matching(f"compare/digits-{name}-depth2-n3-eps0.1-*.json")
+    weighed += matching("front/cifar10-jpeg-10000-*seed0.json")
     for name in ("plain-together", "soft-synergy-lr0.03-temperature3"):
-        weighed += results.glob(f"photos/*-{name}-depth2-n3-eps0.03-epochs12-seed0.json")
+        weighed += matching(f"photos/*-{name}-depth2-n3-eps0.03-epochs12-seed0.json")
     return {
-        "front.png": pictures.front(fronts(map(read, weighed))),
-        "plane.png": pictures.sigma_T_plane(sigma_T_plane(tried, rates)),
-        "experts_by_class.png": pictures.experts_by_class(classes(map(read, sorted(of_soe)))),
+        "front.png": pictures.front(fronts(weighed)),
+        "plane.png": pictures.sigma_T_plane(plane),
+        "experts_by_class.png": pictures.experts_by_class(classes(of_soe)),
         "by_number.png": pictures.by_number(numbers),
         "compare.png": pictures.methods(shown, ("clean", *attacks, "worst")),
         "attacks_by_eps.png": pictures.accuracy_by_eps(by_eps, of_model["row"]),

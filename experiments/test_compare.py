@@ -210,6 +210,14 @@ def test_units_are_those_that_a_loss_costs(method, eps):
         assert counted[stage] == units + (9 if method == "gal" else 0)  # its second derivative
 
 
+def test_what_is_recorded_already_is_not_done_again(tmp_path):
+    words = [*SMALL, "--methods", "soe", "plain", "--out", str(tmp_path / "set")]
+    args = compare.comparison_parser().parse_args(words)
+    names = {f"set/{name}.json" for name in compare.plan(args, "digits")}
+    assert compare.run(args, names) == ([], 0) and len(names) == 2
+    assert not list((tmp_path / "set").iterdir())
+
+
 def test_models_trained_without_attacks_are_compared_on_clean_images(tmp_path, capsys):
     compare_small(tmp_path, "--eps", "0", "--methods", "soe", "plain")
     assert "| clean | clean less soe's |" in capsys.readouterr().out

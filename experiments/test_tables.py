@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import data
-from experiments import intervals, subset, tables
+from experiments import intervals, records, subset, tables
 from experiments.fixtures import arrays
 
 
@@ -20,23 +20,69 @@ def test_the_tables_of_the_texts_are_those_of_the_json_files(path):
     assert tables.written(path.read_text()) == path.read_text()
 
 
-def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "HERE", tmp_path)
-    monkeypatch.setitem(tables.MAKERS, "names", lambda found: " ".join(map(str, found)))
-    (tmp_path / "results").mkdir()
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty folder in the place of results/."""
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    records.stored.cache_clear()
+    yield tmp_path
+    records.stored.cache_clear()
+
+
+def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(results, monkeypatch):
+    names = lambda found: " ".join(of["named"] for of in found)  # noqa: E731
+    monkeypatch.setitem(tables.MAKERS, "names", names)
     for name in ("b", "a"):
-        (tmp_path / "results" / f"{name}.json").write_text(f'"{name}"')
+        (results / f"{name}.json").write_text(json.dumps({"named": name}))
     text = "before\n<!-- names: *.json -->\nold\n<!-- end -->\nafter\n"
     new = text.replace("old", "\na b\n")
     assert tables.written(text) == new == tables.written(new)
-    with pytest.raises(ValueError, match="no file results/none.json"):
+    with pytest.raises(ValueError, match="no record none.json"):
         tables.written(text.replace("*.json", "none.json"))
 
 
 def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
-    (tmp_path / "a.json").write_text('{"method": "soe"}')
-    with pytest.raises(files.FileError, match="a.json"):
-        tables.read(tmp_path / "a.json")
+    for content in ('{"method": "soe"}', "[1]"):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(files.FileError, match="a.json"):
+            records.read(tmp_path / "a.json")
+
+
+def test_records_keep_what_a_file_says_to_the_last_bit(results, tmp_path_factory):
+    """A run of compare, and a model that evaluate attacked at two eps."""
+    run = result("soe", 0, {"clean": "0110" * 5, "worst": "00000000"})
+    of_eps = {key: run[key] for key in ("table", "correct", "specialisation")}
+    model = dict.fromkeys(("command", "row", "model", "versions", "device"), {"seed": 1 / 3})
+    attacked = model | {"images": [3, 1], "eps": {"0.1": of_eps, "0.2": of_eps | {"doubts": ["?"]}}}
+    new, kept = tmp_path_factory.mktemp("runs"), {"run.json": run, "attacked.json": attacked}
+    for name, content in kept.items():
+        (new / name).write_text(json.dumps(content))
+    assert records.append(sorted(new.iterdir()), "set") == 3
+    found = {of.pop("name"): of for of in records.matching("set/*.json")}
+    assert [found[f"set/{name}"].pop("file")[-8:] for name in sorted(kept)] == ["jsonl#L1"] * 2
+    assert found["set/run.json"] == run
+    assert found["set/attacked.json"] == {k: v for k, v in attacked.items() if k != "images"}
+    with pytest.raises(ValueError, match="set/run.json is stored already"):
+        records.append([new / "run.json"], "set")
+
+
+def test_records_are_found_by_name_as_files_are(results, tmp_path_factory):
+    new = tmp_path_factory.mktemp("runs")
+    for name in ("b-1", "a-1", "a-2"):
+        (new / f"{name}.json").write_text(json.dumps(result(name, 0, {"worst": "1"})))
+    records.append([new / "b-1.json", new / "a-1.json"], "set")
+    records.append([new / "a-2.json"], "set-2")
+    (results / "alone.json").write_text("{}")
+    named = {
+        pattern: [of.get("method", "-") for of in records.matching(pattern)]
+        for pattern in ("set/*.json", "*/a-*.json", "*.json", "none/*.json")
+    }
+    assert named == {
+        "set/*.json": ["a-1", "b-1"],
+        "*/a-*.json": ["a-1", "a-2"],
+        "*.json": ["-"],
+        "none/*.json": [],
+    }
 
 
 def test_the_pictures_are_drawn_from_the_same_files():
@@ -118,16 +164,17 @@ def test_the_folds_of_a_data_set_are_one_table():
     assert title.startswith("d-folds, ") and methods == {"soe": runs}
 
 
-def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "HERE", tmp_path)
-    (tmp_path / "results" / "photos").mkdir(parents=True)
+def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(results):
+    (results / "photos").mkdir()
     found = []
     for method, before, now in (("plain", "1100", "10001111"), ("soft", "1110", "11101111")):
         for seed in (0, 1):
-            name = f"results/photos/{method}-{seed}.json"
-            (tmp_path / name).write_text(json.dumps(result(method, seed, {"worst": before})))
+            name = f"{method}-{seed}.json"
+            (results / "photos" / name).write_text(
+                json.dumps(result(method, seed, {"worst": before}))
+            )
             eps = {"0.1": {"correct": {"clean": "1" * 8, "worst": now}}}
-            found.append({"file": f"strong/{method}-{seed}.json", "model": {"seed": seed}})
+            found.append({"name": f"strong/{name}", "model": {"seed": seed}})
             found[-1]["eps"] = eps
     columns, first, second, difference = tables.stronger(found)
     shown = ["worst, on these", "by the weaker attacks", "on the others"]

@@ -17,7 +17,7 @@ import data
 import infer
 import train_collab
 from data.images import read_image
-from experiments import tables
+from experiments import records
 from experiments.fixtures import arrays, change_checkpoint
 
 CASES = 120  # of each kind
@@ -58,7 +58,7 @@ def files_of(whole, tmp_path) -> dict[str, tuple]:
         "data.npz": ((tmp_path / "whole.npz").read_bytes(), images, True),
         "packed.npz": ((tmp_path / "small.npz").read_bytes(), images, True),
         "image.png": (picture.getvalue(), lambda path: read_image(path, [1, 8, 8]), False),
-        "result.json": (json.dumps(table).encode(), tables.read, False),
+        "result.json": (json.dumps(table).encode(), records.read, False),
     }
 
 

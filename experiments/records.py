@@ -1,0 +1,151 @@
+"""The records behind every table: results/runs.jsonl, a line a run that experiments.compare trained
+and attacked; results/attacks.jsonl, a line a model that experiments.evaluate attacked at one eps.
+
+    python -m experiments.records runs/compare/*.json --name compare    # appends these files
+
+A line has the name of its file, "compare/digits-soe-...-seed0.json", by which the marks in the
+texts choose. Of the file it lacks who answers under attack, and which images were chosen.
+"""
+
+import functools
+import json
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from support import files, options
+
+RESULTS = Path(__file__).parent / "results"
+RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
+
+
+def each_text(change: Callable[[str], str], value: object) -> object:
+    """The same value, every text in its lists and dictionaries changed."""
+    if isinstance(value, dict):
+        return {key: each_text(change, of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [each_text(change, of) for of in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def to_hex(text: str) -> str:
+    """Bits "0110.." of eight images or more as "0x", their number, ":" and hexadecimal digits."""
+    return f"0x{len(text)}:{int(text, 2):x}" if re.fullmatch("[01]{8,}", text) else text
+
+
+def to_bits(text: str) -> str:
+    if not (packed := re.fullmatch("0x([0-9]+):([0-9a-f]+)", text)):
+        return text
+    return f"{int(packed[2], 16):0{packed[1]}b}"
+
+
+def encode(name: str, found: dict) -> list[dict]:
+    """The lines of one file's contents: of compare one, of evaluate one for each eps."""
+
+    def kept(record: dict) -> dict:
+        parts = record.pop("specialisation")
+        clean = {"specialisation": {"clean": parts["clean"]} if "clean" in parts else {}}
+        return {"file": name, **each_text(to_hex, record | clean)}
+
+    if "method" in found:
+        return [kept(dict(found))]
+    common = {key: value for key, value in found.items() if key not in ("eps", "images")}
+    return [kept(common | {"eps": eps} | of_eps) for eps, of_eps in found["eps"].items()]
+
+
+def decode(lines: list[dict]) -> dict:
+    """What `encode` has kept of a file, whose lines these are."""
+    first, *_ = lines = [each_text(to_bits, line) for line in lines]
+    if "method" in first:
+        return {key: value for key, value in first.items() if key != "file"}
+    common = {key: first[key] for key in ("command", "row", "model", "versions", "device")}
+    leave = {"file", "eps", *common}
+    parts = {line["eps"]: {k: v for k, v in line.items() if k not in leave} for line in lines}
+    return common | {"eps": parts}
+
+
+@functools.cache
+def stored(folder: Path = RESULTS) -> dict[str, dict]:
+    """{name: a file's contents}, with its "name", and a link to its first line, "file".
+
+    Raises ValueError for a damaged line.
+    """
+    found = {}
+    for store in (RUNS, ATTACKS):
+        lines: dict[str, list[dict]] = {}
+        if (folder / store).exists():
+            with files.reading(folder / store, "records"):
+                for number, text in enumerate((folder / store).read_text().splitlines(), 1):
+                    line = json.loads(text)
+                    lines.setdefault(line["file"], []).append(line | {"number": number})
+                for name, of_file in lines.items():
+                    link = f"results/{store}#L{of_file[0]['number']}"
+                    of_file = [{k: v for k, v in of.items() if k != "number"} for of in of_file]
+                    found[name] = decode(of_file) | {"name": name, "file": link}
+    return found
+
+
+def matching(pattern: str) -> list[dict]:
+    """The records, and the other files in results/, whose name fits: "compare/digits-*.json"."""
+    found = {}
+    for path in RESULTS.rglob("*.json"):
+        name = path.relative_to(RESULTS).as_posix()
+        found[name] = functools.partial(read, path, f"results/{name}")
+    found |= {name: functools.partial(dict, of) for name, of in stored(RESULTS).items()}
+    same_depth = (name for name in found if name.count("/") == pattern.count("/"))
+    names = [name for name in same_depth if PurePath(name).match(pattern)]
+    return [found[name]() for name in sorted(names, key=lambda name: name.split("/"))]
+
+
+def read(path: Path, link: str | None = None) -> dict:
+    """What one JSON file says, and "file": where it is."""
+    with files.reading(path, "result of a run"):
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it is no dictionary")
+        if "method" in found and not {"settings", "table"} <= set(found):
+            raise ValueError("settings and table are missing")
+    return found | {"file": link or str(path)}
+
+
+def append(paths: list[Path], name: str) -> int:
+    """Adds these files' records under `name`; returns how many lines. Raises ValueError where one
+    is stored already, or was written by another command."""
+    lines: dict[str, list[dict]] = {RUNS: [], ATTACKS: []}
+    for path in paths:
+        found, key = read(path), f"{name}/{path.name}"
+        del found["file"]
+        if key in stored(RESULTS):
+            raise ValueError(f"{key} is stored already")
+        if "method" not in found and not isinstance(found.get("eps"), dict):
+            raise ValueError(f"{path} was written by neither compare nor evaluate")
+        lines[RUNS if "method" in found else ATTACKS] += encode(key, found)
+    for store, of_store in lines.items():
+        before = (RESULTS / store).read_bytes() if (RESULTS / store).exists() else b""
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in of_store)
+        files.write(RESULTS / store, before + text.encode())
+    stored.cache_clear()
+    return sum(map(len, lines.values()))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = options.Parser(__doc__, prog="-m experiments.records")
+    what = "what experiments.compare or experiments.evaluate has written"
+    parser.add_argument("files", nargs="+", metavar="FILE", help=what)
+    what = "the set that they belong to, as the marks in the texts name it"
+    parser.add_argument("--name", required=True, help=what)
+    args = parser.parse_args(argv)
+    with parser.errors_in_one_line():
+        run(args)
+
+
+def run(args: Namespace) -> None:
+    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
+    if not re.fullmatch(r"[\w-]+", args.name):
+        raise ValueError(f"--name {args.name}: letters, digits and - alone")
+    count = append(list(map(Path, args.files)), args.name)
+    print(f"added {count} lines to {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
