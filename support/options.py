@@ -231,7 +231,7 @@ def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
     add("--augment", action=flag, help=what)
     group = parser.add_argument_group("the machine")
     add_device(group)
-    what = "CPU threads per operation (default: the fastest number, measured as each stage begins)"
+    what = "CPU threads per operation (default: torch's own number, one for each core)"
     group.add_argument("--threads", metavar="N", type=threads, help=what)
     what = "torch.compile the networks; the first step then takes a minute (default: on a GPU)"
     group.add_argument("--compile", action=flag, help=what)

@@ -14,7 +14,6 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from support import files, options, pictures, ranks, report, speed, tables
 
@@ -120,8 +119,8 @@ class Run:
         self.device, self.out = next(model.parameters()).device, Path(settings.out)
         self.checkpoint, self.lock = checkpoint, lock
         self.history = list(checkpoint["history"]) if checkpoint else []
-        self.most_threads = torch.get_num_threads()
-        torch.set_num_threads(settings.threads or self.most_threads)
+        self.threads_before = torch.get_num_threads()
+        torch.set_num_threads(settings.threads)  # they decide the last bits
         self.x_train = dataset.x_train.to(self.device)  # uint8 [N, C, H, W]
         self.y_train = dataset.y_train.to(self.device)
 
@@ -149,7 +148,7 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         if self.lock is not None:
             os.close(self.lock)
-        torch.set_num_threads(self.most_threads)
+        torch.set_num_threads(self.threads_before)
         how = "nothing was trained yet"
         if (self.out / "model.pt").exists():
             folder = shlex.quote(str(self.out))
@@ -176,7 +175,6 @@ class Run:
         done = sum(entry["stage"] == stage for entry in self.history)
         if not total:  # --submodels has taken its place
             return
-        self.quickest = math.inf  # of the steps so far, in seconds
         if 0 < done < total:
             with files.reading(self.out / "model.pt", "checkpoint"):
                 optimizer.load_state_dict(self.checkpoint["optimizer"])
@@ -193,13 +191,10 @@ class Run:
                 self.bar.set_description(f"stage {stage}, epoch {epoch}/{total}")
                 self.steps, self.total = 0, torch.zeros((), device=self.device)
                 lr, start = scheduler.get_last_lr()[0], time.perf_counter()
-                if epoch == done + 1 or torch.get_num_threads() < self.most_threads:
-                    self._choose_threads()
-                self.ended = time.perf_counter()
                 yield epoch
                 entry = self._end_epoch(stage, epoch)
                 entry |= {"lr": lr, "seconds": time.perf_counter() - start}
-                entry["device"] = options.device_name(self.device)  # its threads decide the bits
+                entry["device"] = options.device_name(self.device)
                 self.history.append(entry)
                 self._save(optimizer, scheduler)
                 attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
@@ -228,12 +223,6 @@ class Run:
         self.steps += 1
         self.bar.update()
         self.taken, self.left = self.taken + 1, self.left - 1
-        took = time.perf_counter() - self.ended
-        self.quickest = min(self.quickest, took)
-        if took > 0.2 + 3 * self.quickest:  # another process has come
-            self._choose_threads()
-            self.quickest = math.inf
-        self.ended = time.perf_counter()
         if self.taken == 5:  # the first steps are slower: compiling, and cuDNN's choices
             batch_loss.item()
             self.since = time.perf_counter()
@@ -241,20 +230,6 @@ class Run:
             batch_loss.item()
             seconds = (time.perf_counter() - self.since) / 20 * self.left
             self.bar.write(f"about {tables.duration(seconds)} left in this stage", sys.stdout)
-
-    def _choose_threads(self) -> None:
-        """On a CPU, where --threads does not say: measures one step of PGD on a batch."""
-        if self.device.type != "cpu" or self.settings.threads or ranks.count() > 1:
-            return
-        before = torch.get_num_threads()
-        x, y = some(self.x_train, self.y_train, self.settings.batch_size)
-        self.model.eval()
-        with speed.autocast(self.device, self.settings):
-            work = partial(attacks.pgd, self.model, x, y, eps=0.1, alpha=0.1, steps=1)
-            chosen = speed.choose_threads(work, self.most_threads)
-        if chosen != before:
-            what = "faster at the moment (set the number with --threads)"
-            self.bar.write(f"{chosen} of {self.most_threads} threads: {what}", sys.stdout)
 
     def _end_epoch(self, stage: int, epoch: int) -> dict:
         """The epoch's entry in the history. Raises FloatingPointError."""
@@ -356,6 +331,7 @@ def fill_in(settings: Namespace, dataset: data.Data) -> None:
     settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
     settings.image_shape, settings.data_checksum = list(dataset.image_shape), dataset.checksum
     settings.class_names = dataset.class_names
+    settings.threads = settings.threads or torch.get_num_threads()
     settings.ground = images.border(dataset.x_train) / 255
     if settings.alpha is None:
         settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03

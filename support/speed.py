@@ -4,9 +4,7 @@ On a GPU the experts are compiled and a whole step is captured as one CUDA graph
 (no C compiler, say) is left out, with one line that says what that costs.
 """
 
-import statistics
 import sys
-import timeit
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -238,27 +236,6 @@ def experts_on_streams(model: nn.Module) -> Callable:
             del model.experts.side_by_side
 
     return beside
-
-
-# ------------------------------------------------------------------------------ the CPU's threads
-
-
-def choose_threads(work: Callable[[], object], most: int) -> int:
-    """Sets how many threads share an operation on the CPU, and returns it: `most`, or fewer if that
-    takes under two thirds of the time.
-
-    Threads wait for each other in every operation, so where operations are small, or another
-    process keeps one thread from its core, fewer are faster: beside one busy process on two cores
-    one thread is sixteen times as fast as two; alone it takes a third longer.
-    """
-    seconds = {}
-    for threads in sorted({2**i for i in range(most.bit_length())} | {most}):
-        torch.set_num_threads(threads)
-        seconds[threads] = statistics.median(timeit.repeat(work, number=1))
-    fastest = min(seconds, key=seconds.get)
-    best = fastest if seconds[fastest] <= 2 / 3 * seconds[most] else most
-    torch.set_num_threads(best)
-    return best
 
 
 # ---------------------------------------------------------------------------- a gathered forward

@@ -12,7 +12,7 @@ from argparse import Namespace
 from itertools import product
 from pathlib import Path
 import support
-from support import files, runs, speed
+from support import files, runs
 
 import numpy as np
 import pytest
@@ -382,77 +382,11 @@ def test_stage1_epochs_that_cannot_be_are_refused(flags, message, whole, tmp_pat
 # ------------------------------------------------------------------------------ the CPU's threads
 
 
-@pytest.fixture
-def four_threads():
-    """As on a machine with four cores; afterwards the tests' own number again."""
+def test_a_run_keeps_its_number_of_threads_when_it_resumes(tmp_path):
+    """Its last bits depend on that number, so a busy machine must not change it."""
     before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("seconds, chosen", [((4, 2, 1), 4), ((4, 2.6, 3), 4), ((2, 3, 4), 1)])
-def test_fewer_threads_work_where_they_are_clearly_faster(seconds, chosen, four_threads):
-    """With 1, 2 and 4 threads; also where the clock alone tells, as beside another process."""
-    took = dict(zip((1, 2, 4), seconds))
-    work = lambda: time.sleep(0.004 * took[torch.get_num_threads()])  # noqa: E731
-    assert speed.choose_threads(work, most=4) == torch.get_num_threads() == chosen
-
-
-def test_a_step_that_is_three_times_slower_makes_it_choose_again(tmp_path, monkeypatch):
-    step, steps, chosen = torch.optim.SGD.step, [], []
-
-    def slow_step(self, *args):
-        steps.append(1)
-        time.sleep(1.0 if len(steps) == 6 else 0)
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", slow_step)
-    monkeypatch.setattr(speed, "choose_threads", lambda *_: chosen.append(len(steps)) or 1)
-    train_small(tmp_path / "run")
-    assert {0, 6, 22} <= set(chosen)  # both stages begin; the slow step
-    chosen.clear()
-    steps.clear()
-    train_small(tmp_path / "fixed", "--threads", "1")
-    assert chosen == []
-
-
-def test_a_run_measures_again_when_it_has_fewer_threads_and_leaves_the_process_its_own(
-    tmp_path, monkeypatch, four_threads, capsys
-):
-    numbers = iter((3, 4, 4))  # as stage 1 begins, then in its second epoch; as stage 2 begins
-
-    def next_number(work, most):
-        torch.set_num_threads(next(numbers))
-        return torch.get_num_threads()
-
-    monkeypatch.setattr(speed, "choose_threads", next_number)
-    train_small(tmp_path / "run")
-    threads = [epoch["device"] for epoch in metrics(tmp_path / "run")["epochs"]]
-    assert threads == [f"cpu ({count} threads)" for count in (3, 4, 4, 4)]
-    assert torch.get_num_threads() == 4
-    out = capsys.readouterr().out
-    assert out.count("3 of 4 threads") == out.count("4 of 4 threads") == 1
-
-
-def test_a_slow_step_right_after_resuming_is_noticed(tmp_path, monkeypatch):
-    step, chosen = torch.optim.SGD.step, []
-
-    def stop_in_epoch_2(self, *args):
-        if stages(tmp_path / "run"):
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(torch.optim.SGD, "step", stop_in_epoch_2)
-        train_small(tmp_path / "run")
-    slow = iter([10.0])  # the first step
-
-    def slow_step(self, *args):
-        time.sleep(next(slow, 0))
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", slow_step)
-    monkeypatch.setattr(speed, "choose_threads", lambda work, most: chosen.append(1) or most)
+    stop_training(tmp_path / "run", "--threads", "2")
     train_collab.main(["--resume", str(tmp_path / "run"), "--device", "cpu"])
-    assert len(chosen) == 2  # and as stage 2 begins
+    assert {epoch["device"] for epoch in metrics(tmp_path / "run")["epochs"]} == {"cpu (2 threads)"}
+    train_small(tmp_path / "default")
+    assert metrics(tmp_path / "default")["settings"]["threads"] == before == torch.get_num_threads()
