@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import data
-import models
 from attacks import ATTACKS, Attack, attacks_at, expert_losses, routes
+from baselines.models import build
 from data.images import read_images
 from models import Collaboration, Ensemble, ask_experts, vote
 
@@ -33,7 +33,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """
     checkpoint = files.load_checkpoint(path)
     with files.reading(files.in_folder(path), "checkpoint of this version"):
-        model = models.build(checkpoint["settings"])
+        model = build(checkpoint["settings"])
         files.load_weights(model, checkpoint)
     return model.to(device).eval()
 

@@ -196,19 +196,6 @@ def vote(logits: Tensor) -> Tensor:
     return torch.logsumexp(F.log_softmax(logits, -1), 0) - math.log(len(logits))
 
 
-def build(settings: dict) -> nn.Module:
-    """The untrained model that `settings` describes: model, n, depth, image_shape, num_classes; a
-    collaboration also by its confidence. Those of rivals: `baselines.build`."""
-    channels, *height_width = settings["image_shape"]
-    shape = (settings["depth"], channels, settings["num_classes"], tuple(height_width))
-    experts = [ResNet(*shape) for _ in range(settings["n"])]
-    if settings["model"] == "collaboration":
-        return Collaboration(experts, settings["confidence"])
-    import baselines  # here, since they import this file
-
-    return baselines.build(experts, settings)
-
-
 @torch.no_grad()
 def ask_experts(model: nn.Module, x: Tensor, batch_size: int = 250) -> tuple[Tensor, Tensor]:
     """`model.all_experts`, a batch at a time: x [N, C, H, W] -> logits [M, N, K], score [M, N]."""

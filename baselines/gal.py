@@ -22,15 +22,6 @@ from attacks import expert_losses
 from train_submodel import clean_and_attacked, train
 
 
-def leaky(expert: nn.Module, slope: float) -> nn.Module:
-    """The same expert with leaky ReLUs: where all ReLUs are 0 there is no gradient to align."""
-    for module in [*expert.modules()]:
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU):
-                setattr(module, name, nn.LeakyReLU(slope))
-    return expert
-
-
 def coherence(losses: list[Tensor], x: Tensor) -> Tensor:
     """ln sum_{i<j} exp(cos(grad_x l_i, grad_x l_j)): M losses [B] of x [B, C, H, W] -> [B].
 

@@ -11,42 +11,11 @@ their features learn jointly from clean images and PGD against the mixture.
 from argparse import Namespace
 from support import options, runs
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infer
-from models import Experts
 from train_submodel import clean_and_attacked, train
-
-
-class Mixture(nn.Module):
-    """A mixture of experts: sum_j softmax(gate)_j * logits_j, [B, K]. Ignores the E heads.
-
-    The gate maps the features of all experts, [B, M * F], to a logit for each, [B, M].
-    """
-
-    row = "mixture"
-
-    def __init__(self, experts: list[nn.Module]):
-        super().__init__()
-        self.experts = Experts(experts)
-        features = sum(expert.p_head.in_features for expert in experts)
-        self.gate = nn.Linear(features, len(experts))
-
-    def all_experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [M, B, K], score [M, B], the gate's logits)."""
-        features = [expert.features(x) for expert in self.experts.side_by_side()]
-        with torch.autocast(x.device.type, enabled=False):
-            logits = [expert.p_head(f) for expert, f in zip(self.experts, features)]
-            return torch.stack(logits), self.gate(torch.cat(features, 1)).T
-
-    def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """logits [M, B, K], score [M, B] -> [B, K]."""
-        return (torch.softmax(score, 0)[:, :, None] * logits).sum(0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.combine(*self.all_experts(x))
 
 
 def more_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:

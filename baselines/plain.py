@@ -22,8 +22,29 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import add_clean_weight, check_clean_weight, weights
 from train_submodel import attack_each_expert, clean_and_attacked, train
+
+
+def add_clean_weight(parser: options.Parser) -> None:
+    """--clean-weight, for a front of clean accuracy against robustness."""
+
+    def weight(text: str) -> float:
+        return options.number(text, "lie in [0, 2]", lambda w: 0 <= w <= 2)
+
+    what = "W: clean images weigh W in the loss, attacked ones 2 - W"
+    parser.method.add_argument("--clean-weight", metavar="W", type=weight, default=1.0, help=what)
+
+
+def check_clean_weight(settings: Namespace) -> None:
+    """Raises ValueError where there is nothing to weigh."""
+    if settings.clean_weight != 1 and settings.eps == 0:
+        raise ValueError("--clean-weight weighs clean images against attacked ones: not at --eps 0")
+
+
+def weights(settings: Namespace) -> tuple[float, float]:
+    """(W, 2 - W), the weights of the losses on clean and on attacked images."""
+    W = getattr(settings, "clean_weight", 1.0)  # coursework has no such setting
+    return W, 2 - W
 
 
 def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

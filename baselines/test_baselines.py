@@ -13,9 +13,9 @@ from torch import nn
 
 import data
 import infer
-import models
 from attacks import expert_losses, pgd
 from baselines import adp, dverge, gal, more, plain
+from baselines.models import Mixture, build
 from experiments import evaluate
 from experiments.fixtures import SMALL, interrupt, same_weights, train_small
 from models import Ensemble, ResNet
@@ -45,10 +45,10 @@ def settings_of(module, **changed):
     return Namespace(**defaults | small | shape | kind | changed)
 
 
-def build(module):
+def untrained(module):
     """The method's untrained model, and its settings."""
     settings = settings_of(module)
-    return models.build(vars(settings)), settings
+    return build(vars(settings)), settings
 
 
 def linear_ensemble():
@@ -274,7 +274,7 @@ def test_gal_loss_is_its_formula(optimizer, M):
 
 
 def test_gal_networks_have_leaky_relus():
-    model, _ = build(gal)
+    model, _ = untrained(gal)
     slopes = {m.negative_slope for m in model.modules() if isinstance(m, nn.LeakyReLU)}
     assert slopes == {0.1}
     assert not any(isinstance(m, nn.ReLU) for m in model.modules())
@@ -355,7 +355,7 @@ def test_dverge_moves_an_image_towards_another_one_of_its_batch(monkeypatch):
 
 def test_more_output_is_the_gate_s_weighted_sum_of_logits():
     torch.manual_seed(0)
-    model, (x, _) = build(more)[0].eval(), a_batch()
+    model, (x, _) = untrained(more)[0].eval(), a_batch()
     logits, score = model.all_experts(x)
     weights = torch.softmax(score, 0)  # [M, B]
     torch.testing.assert_close(weights.sum(0), torch.ones(len(x)))
@@ -368,7 +368,7 @@ def test_more_output_is_the_gate_s_weighted_sum_of_logits():
 
 def test_more_trains_gate_and_experts():
     torch.manual_seed(0)
-    model, settings = build(more)
+    model, settings = untrained(more)
     more.more_loss(model, *a_batch(), settings).backward()
     trained = [model.gate.weight, *(expert.p_head.weight for expert in model.experts)]
     trained += [expert.backbone[0].weight for expert in model.experts]
@@ -377,7 +377,7 @@ def test_more_trains_gate_and_experts():
 
 def test_more_loss_is_cross_entropy_of_the_mixture_clean_and_attacked():
     torch.manual_seed(0)
-    (model, settings), (x, y) = build(more), a_batch()
+    (model, settings), (x, y) = untrained(more), a_batch()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.0  # so that the attack below meets the same statistics
@@ -389,7 +389,7 @@ def test_more_loss_is_cross_entropy_of_the_mixture_clean_and_attacked():
 
 def test_a_mixture_needs_an_expert():
     with pytest.raises(ValueError, match="at least one expert"):
-        more.Mixture([])
+        Mixture([])
 
 
 # ------------------------------------------------------------------------ every method, end to end
@@ -408,7 +408,7 @@ def test_a_mixture_needs_an_expert():
 )
 def test_attacks_leave_batch_norm_alone(module, loss, learned):
     """It moves with the batches that are learned, and with no other."""
-    model, settings = build(module)
+    model, settings = untrained(module)
     loss(model, *a_batch(), settings)
     for expert in model.experts:
         assert expert.backbone[1].num_batches_tracked == learned

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 import data
-import models
+from baselines.models import build
 from exercises import HERE
 from exercises.check import end_group, start_child
 from exercises.child import own_module
@@ -75,7 +75,7 @@ def train_entry(method: object, x: Tensor, y: Tensor, budget: int, seed: int) ->
     """An entry's model, trained on x uint8 [N, C, H, W], y [N] until the budget is used up."""
     settings, used = settings_of(method.COMBINE), [0]
     torch.manual_seed(seed)
-    model = models.build(vars(settings))
+    model = build(vars(settings))
 
     def count(_, inputs: tuple[Tensor]) -> None:
         used[0] += len(inputs[0]) if torch.is_grad_enabled() else 0
@@ -125,7 +125,7 @@ def trained(entry: Path, combine: str, x: Tensor, y: Tensor, budget: int, seed: 
                 end_group(child)
             errors.seek(0)
             last = (errors.read().strip() or "it ended without weights").split("\n")[-1]
-        model = models.build(vars(settings_of(combine)))
+        model = build(vars(settings_of(combine)))
         try:
             state = torch.load(weights, weights_only=True)
             model.load_state_dict(state)
@@ -144,7 +144,7 @@ def other_entries(entry: Path) -> dict[str, list[nn.Module]]:
             result = json.loads(path.with_suffix(".json").read_text())
             others[path.stem] = []
             for state in torch.load(path, weights_only=True):
-                model = models.build(vars(settings_of(result["combine"])))
+                model = build(vars(settings_of(result["combine"])))
                 model.load_state_dict(state)
                 others[path.stem].append(model.eval())
     return others

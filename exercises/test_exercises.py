@@ -57,7 +57,7 @@ def solution(number):
         parts.append("\n".join([lines[0], *(line[node.col_offset :] for line in lines[1:])]))
     imports = f"from exercises.{FILES[number].stem} import *\nimport math\nfrom torch import nn"
     helpers = "from attacks import ball, cross_entropy, expert_losses, margin_loss\n"
-    helpers += "from baselines import weights"
+    helpers += "from baselines.plain import weights"
     return "\n\n\n".join([f"{imports}\n{helpers}", module.IMPORTS, *parts]) + "\n"
 
 

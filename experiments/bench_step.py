@@ -34,8 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import models
 from baselines import adp, dverge, gal, more, plain
+from baselines.models import build
 from experiments.compare import units_of_a_batch
 from experiments.tables import PAPER
 from train_collab import stage2_loss
@@ -130,9 +130,9 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
 
 
-def build(settings: Namespace, device: torch.device) -> nn.Module:
+def build_on(device: torch.device, settings: Namespace) -> nn.Module:
     """The model as support/runs.py makes it."""
-    model = models.build(vars(settings)).to(device, memory_format=torch.channels_last)
+    model = build(vars(settings)).to(device, memory_format=torch.channels_last)
     speed.gather(model)
     return model
 
@@ -196,7 +196,7 @@ def ablation(x: Tensor, y: Tensor, settings: Namespace, repeats: int) -> dict[st
         found[name] = []
         with mock.patch.dict(speed.SWITCHES, switches):
             for loss in STAGES.values():
-                model = models.build(vars(now)).to(x.device, memory_format=ours["layout"])
+                model = build(vars(now)).to(x.device, memory_format=ours["layout"])
                 if ours["indexing"]:
                     model.combine = combine_by_indexing
                 if ours["gathered"]:
@@ -312,18 +312,18 @@ def run(args: Namespace) -> None:
         steps[key], times[key] = step, []
 
     for stage, loss in STAGES.items():
-        add(our_step(loss, build(s, device), s), "soe", stage)
+        add(our_step(loss, build_on(device, s), s), "soe", stage)
     peak = {"ours": peak_gib(device)}
     print(f"peak memory, ours: {peak['ours']:.2f} GiB")
     for stage in STAGES:
-        add(plain_step(models.build(vars(s)).to(device), stage, s), "plain way", stage)
+        add(plain_step(build(vars(s)).to(device), stage, s), "plain way", stage)
     peak["both ways"] = peak_gib(device)
     print(f"peak memory, both ways: {peak['both ways']:.2f} GiB")
     for name, (module, model, losses, _) in RIVALS.items():
         theirs = settings_of(module.parser(), model, compile=compile_)
         theirs.precision = theirs.precision or precision  # GAL has float32
         for stage, (loss, compilable) in enumerate(losses, 1):
-            step = our_step(loss, build(theirs, device), theirs, compilable=compilable)
+            step = our_step(loss, build_on(device, theirs), theirs, compilable=compilable)
             add(step, name, stage)
     for _ in range(args.repeats):
         for key, step in steps.items():

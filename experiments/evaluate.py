@@ -30,9 +30,9 @@ import attacks
 import data
 import infer
 from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
+from baselines.models import SoftCollaboration
 from experiments import pictures
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
-from experiments.soft_synergy import SoftCollaboration
 from experiments.transfer_set import load_transfer
 from models import Collaboration, Ensemble, ask_experts
 

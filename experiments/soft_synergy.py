@@ -20,32 +20,8 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines import add_clean_weight, check_clean_weight, weights
-from models import Collaboration
+from baselines.plain import add_clean_weight, check_clean_weight, weights
 from train_submodel import best_expert_loss, clean_and_attacked, train
-
-
-class SoftCollaboration(Collaboration):
-    """log sum_j w_j softmax(logits_j), [B, K], w = softmax(score): all answer.
-
-    The scores are divided by the temperature T: T -> 0 is the hard switch, T -> infinity the vote.
-    """
-
-    row = "mixture"
-
-    def __init__(self, experts: list[nn.Module], confidence: str = "ehead", T: float = 1.0):
-        super().__init__(experts, confidence)
-        self.T = T
-
-    def all_experts(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (logits [M, B, K], score / T [M, B])."""
-        logits, score = super().all_experts(x, y)
-        return logits, score / self.T
-
-    def combine(self, logits: Tensor, score: Tensor) -> Tensor:
-        """logits [M, B, K], score [M, B] -> [B, K]."""
-        log_weights = F.log_softmax(score, 0)[:, :, None]  # [M, B, 1]
-        return torch.logsumexp(log_weights + F.log_softmax(logits, -1), 0)
 
 
 def entropy_of_use(score: Tensor) -> Tensor:

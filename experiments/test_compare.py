@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import data
-import models
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
+from baselines.models import build
 from experiments import compare
 from experiments.fixtures import arrays, same_weights
 from experiments.soft_synergy import soft_loss, soft_parser
@@ -206,7 +206,7 @@ def test_units_are_those_that_a_loss_costs(method, eps):
     dataset = data.load("digits")
     x, y = dataset.x_train[:16].float() / 255, dataset.y_train[:16]
     for stage, loss in enumerate(losses, 1):
-        units = forward_units(loss, models.build(vars(settings)), x, y, settings)
+        units = forward_units(loss, build(vars(settings)), x, y, settings)
         assert counted[stage] == units + (9 if method == "gal" else 0)  # its second derivative
 
 

@@ -9,10 +9,11 @@ import torch
 
 import infer
 from attacks import expert_losses, routes
+from baselines.models import SoftCollaboration
 from baselines.plain import jointly_loss
 from experiments import evaluate, soft_synergy
 from experiments.fixtures import train_small
-from experiments.soft_synergy import SoftCollaboration, soft_loss
+from experiments.soft_synergy import soft_loss
 from models import Collaboration, Ensemble, ResNet
 from train_submodel import best_expert_loss
 

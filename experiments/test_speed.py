@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
+from baselines.models import build
 from experiments import bench_step, scaling
 from experiments.fixtures import SMALL
 from train_collab import stage2_loss
@@ -47,7 +48,7 @@ def a_model(name, device="cpu", **changed):
     parser = module.parser() if module else train_submodel.soe_parser("", "")
     settings = bench_step.settings_of(parser, model, **TOY | changed)
     torch.manual_seed(0)
-    model = models.build(vars(settings)).to(device, memory_format=torch.channels_last)
+    model = build(vars(settings)).to(device, memory_format=torch.channels_last)
     return model, loss, settings
 
 

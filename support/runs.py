@@ -25,6 +25,7 @@ import attacks
 import data
 import models
 from attacks import expert_losses
+from baselines.models import build
 from data import images
 
 
@@ -38,9 +39,9 @@ def start(
 ) -> "Run":
     """A new run, or the one to resume: makes its folder and says what it will do.
 
-    `method` and `model` are kept in its settings; models.build makes the model. `check` raises
-    ValueError for settings that the method cannot work with. Bad input ends with one line and
-    status 2 before anything is written.
+    `method` and `model` are kept in its settings; `baselines.models.build` makes the model. `check`
+    raises ValueError for settings that the method cannot work with. Bad input ends with one line
+    and status 2 before anything is written.
     """
     settings, given = parser.parse_given(argv)
     with parser.errors_in_one_line(alone=False):
@@ -85,7 +86,7 @@ def _set_up(
     device = options.pick_device(settings.device)
     settings.precision = settings.precision or options.best_precision(device)
     torch.manual_seed(settings.seed)
-    model = models.build(vars(settings)).to(device, memory_format=torch.channels_last)
+    model = build(vars(settings)).to(device, memory_format=torch.channels_last)
     speed.gather(model)
     if checkpoint:
         with files.reading(files.in_folder(settings.out), "checkpoint"):
