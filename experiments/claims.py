@@ -26,6 +26,7 @@ ALL = "cifar10-jpeg"  # all 50,000 of the photographs
 EPOCHS = {"digits": 30, "cifar10": 100, ALL: 16} | dict.fromkeys(PHOTOS, 12)  # that count here
 NAMES = {PHOTOS[0]: "photos", PHOTOS[1]: "CIFAR-10, 10,000 images", "cifar10": "CIFAR-10"}
 NAMES[ALL] = "50,000 photos"
+NAMES |= {"digits-val": "held-out digits", "photos-val": "held-out photos"}
 # The paper's eps 0.01; 0.02 and 0.03; 0.04 and more. Digits are easier: there other eps are such.
 SMALL, MIDDLE, LARGE = "small", "middle", "large"
 ON_DIGITS = {(2, 0.02): SMALL, (2, 0.05): MIDDLE, (8, 0.1): SMALL, (8, 0.2): MIDDLE}

@@ -137,6 +137,22 @@ def front(tables: dict[str, dict[str, dict[float, dict[str, list[float]]]]]) -> 
     return as_png(figure)
 
 
+def dial(tables: dict[str, dict[float, dict[str, float]]]) -> bytes:
+    """{title: {sigma: {line: percent}}}: a panel for each title, infinity as the last mark."""
+    figure, axes = subplots(1, len(tables), figsize=(5.2 * len(tables), 4), squeeze=False)
+    for axis, (title, of_sigma) in zip(axes[0], tables.items()):
+        lines = next(iter(of_sigma.values()))
+        for line, style in zip(lines, ("C0o-", "C0^:", "C1s-", "C3D-", "k*-")):
+            axis.plot([of[line] for of in of_sigma.values()], style, ms=5, label=line)
+        marks = ["$\\infty$" if sigma == math.inf else f"{sigma:g}" for sigma in of_sigma]
+        axis.set_xticks(range(len(marks)), marks)
+        axis.set(title=title, xlabel="$\\sigma$", ylabel="accuracy (%)", ylim=(0, 100))
+        axis.grid(alpha=0.3)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
+    return as_png(figure)
+
+
 def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
     """{axis: {value: {"stage 1", "predicted 1" and so on: seconds, "memory": GiB}}}:
     above the times, dashed what was predicted; below the memory."""

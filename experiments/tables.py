@@ -330,43 +330,55 @@ def table4(results: list[dict]) -> Rows:
     return rows
 
 
-STAGES = {"0": "2 alone", "12": "1 alone", None: "half and half"}  # of 12 epochs
-RIVALS = ("plain-together", "plain-jointly")
-
-
 def readings(results: list[dict]) -> Rows:
     """Each reading of the paper, and whether it does what the paper states: (a) its experts' clean
     accuracies lie within 3 points, none ahead of the collaboration; (b) trained without attacks it
     is not below one network, (c) under Square not below plain-together, by more than the interval.
     """
-    at = {run["settings"]["eps"]: {} for run in results}
+    stages = {"0": "2 alone", "12": "1 alone", "": "half and half"}  # of 12 epochs
+    (depth,) = {run["settings"]["depth"] for run in results}
+    rivals = matching(f"soft-tuning/photos-val-plain-*-depth{depth}-n3-eps0.03-*.json")
+    at = {(run["method"], run["settings"]["n"], run["settings"]["eps"]): run for run in results}
+    at |= {(run["method"], 3, 0.03): run for run in rivals}
+
+    def less(ours: dict | None, theirs: dict | None, column: str) -> tuple[bool | None, str]:
+        if not (ours and theirs):
+            return None, "-"
+        difference = paired_difference([ours["correct"][column]], [theirs["correct"][column]])
+        return sum(difference) >= 0, signed(*difference)
+
+    rows = [["reading", "stages", "clean", "each expert", "Square", "worst"]]
+    rows[0] += ["(a) spread", "(b) less one network", "(c) less plain-together", "supported"]
+    attacked = [run for (*_, eps), run in at.items() if eps]
+    for run in sorted(attacked, key=lambda run: -run["table"][run["row"]]["worst"]):
+        of_all, experts = run["table"][run["row"]], alone(run)
+        flags, _, first = run["method"].partition(" --stage1-epochs ")
+        row = [flags, "-", f"{of_all['clean']:.1f}", ", ".join(f"{of:.1f}" for of in experts)]
+        row += [f"{of_all[column]:.1f}" for column in ("square", "worst")]
+        met: list[tuple[bool | None, str]] = [(None, "-")] * 3
+        if flags.startswith("soe"):
+            row[1], spread = stages[first], max(experts) - min(experts)
+            # without attacks the stages have one loss, so either alone is the same run
+            clean = at.get((run["method"].replace("epochs 12", "epochs 0"), 3, 0))
+            met[0] = round(spread, 1) <= 3 and of_all["clean"] >= max(experts), f"{spread:.1f}"
+            met[1] = less(clean, at.get(("plain", 1, 0)), "clean")
+            met[2] = less(run, at.get(("plain-together", 3, 0.03)), "square")
+        row += [said if yes is None else f"{'yes' if yes else 'no'}: {said}" for yes, said in met]
+        rows.append([*row, "**yes**" if all(yes for yes, _ in met) else "-"])
+    return rows
+
+
+def dial(results: list[dict]) -> dict[str, dict[float, dict[str, float]]]:
+    """{data: {sigma: {line: percent}}} of SoE with one rule of confidence, half and half."""
+    found: dict[str, dict] = {}
     for run in results:
-        at[run["settings"]["eps"]][run["method"], run["settings"]["n"]] = run
-    head = ["reading", "stages", "clean", "each expert", "Square", "worst"]
-    rows = [[*head, "(a) spread", "(b) less one network", "(c) less plain-together", "supported"]]
-    for (method, n), run in at[0.03].items():
-        cells, experts = run["table"][run["row"]], alone(run)
-        rival = method.split()[0] in RIVALS
-        flags, _, epochs = method.partition(" --stage1-epochs ")
-        shown = [f"{cells['clean']:.1f}", ", ".join(f"{value:.1f}" for value in experts)]
-        row = [flags, "-" if rival else STAGES[epochs or None], *shown]
-        row += [f"{cells['square']:.1f}", f"{cells['worst']:.1f}"]
-        said = []
-        if not rival:
-            spread = max(experts) - min(experts)
-            said.append((spread <= 3 and cells["clean"] >= max(experts), f"{spread:.1f}"))
-            # without attacks the stages have the same loss, so either alone is one run
-            without = at[0].get((method.replace("epochs 12", "epochs 0"), n))
-            beside = {"clean": (without, at[0].get(("plain", 1)))}
-            beside["square"] = run, at[0.03].get(("plain-together", n))
-            for column, (ours, theirs) in beside.items():
-                if ours and theirs:
-                    of = paired_difference(*([of["correct"][column]] for of in (ours, theirs)))
-                    said.append((sum(of) >= 0, signed(*of)))
-        row += [f"{'yes' if met else 'no'}: {number}" for met, number in said]
-        row += ["-"] * (len(rows[0]) - 1 - len(row))
-        rows.append([*row, "yes" if len(said) == 3 and all(met for met, _ in said) else "-"])
-    return [rows[0], *sorted(rows[1:], key=lambda row: -float(row[5]))]
+        s, table = run["settings"], run["table"]
+        of = {"an expert alone": statistics.mean(alone(run)), "any expert": table["any"]["clean"]}
+        of |= {"the vote": table["vote"]["clean"], "the collaboration": table[run["row"]]["clean"]}
+        of["the collaboration, worst attack"] = table[run["row"]]["worst"]
+        title = f"{NAMES.get(s['data_name'], s['data_name'])}, ResNet{s['depth']}, eps {s['eps']:g}"
+        found.setdefault(title, {})[s["sigma"]] = of
+    return {title: dict(sorted(of.items())) for title, of in found.items()}
 
 
 def signed(difference: float, half: float) -> str:
@@ -617,6 +629,9 @@ def drawn() -> dict[str, bytes]:
         "compare.png": pictures.methods(shown, ("clean", *attacks, "worst")),
         "attacks_by_eps.png": pictures.accuracy_by_eps(by_eps, of_model["row"]),
         "scaling.png": pictures.scaling(scaling),
+        "dial.png": pictures.dial(
+            dial(matching("readings/*-soe-confidencerectified-sigma*seed0.json"))
+        ),
     }
 
 
