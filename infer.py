@@ -11,8 +11,6 @@ one model is only a transferred image for another. experiments/evaluate.py is th
 
 from argparse import Namespace
 from pathlib import Path
-from support import files, options, pictures, speed
-from support.tables import percent, print_answers, print_report, specialisation
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,8 @@ from attacks import ATTACKS, Attack, attacks_at, expert_losses, routes
 from baselines.models import build
 from data.images import read_images
 from models import Collaboration, Ensemble, ask_experts, vote
+from support import files, options, pictures, speed
+from support.tables import percent, print_answers, print_report, specialisation
 
 BATCH_SIZE = 250
 

@@ -8,7 +8,6 @@ The default run is trained once, and shared by all of them.
 
 from argparse import Namespace
 from functools import partial
-from support import tables
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ import xor_demo
 from attacks import adaptive, attacks_at, cross_entropy, cw_loss, expert_losses, pgd, square
 from experiments.fixtures import train_small
 from models import Collaboration, Ensemble, ResNet, rectified_score, vote
+from support import tables
 from train_submodel import best_expert_loss, confidence_loss
 
 # ------------------------------------------------------------------ Eq. 7: the smooth minimum

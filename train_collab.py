@@ -10,12 +10,12 @@ Without --submodels each stage has half of the epochs, its own schedule and fres
 """
 
 from argparse import Namespace
-from support import options, runs
 
 import torch
 from torch import Tensor, nn
 
 import infer
+from support import options, runs
 from train_submodel import (
     clean_and_attacked,
     sample_loss,

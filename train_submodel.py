@@ -13,7 +13,6 @@ Its checkpoint, RUN/model.pt, is where `train_collab.py --submodels` starts.
 import math
 from argparse import Namespace
 from collections.abc import Callable
-from support import options, ranks, runs, speed
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses, pgd
 from models import CONFIDENCES
+from support import options, ranks, runs, speed
 
 # loss(model, x [B, C, H, W] in [0, 1], y [B], settings) -> scalar: all that a method is
 TrainingLoss = Callable[[nn.Module, Tensor, Tensor, Namespace], Tensor]
@@ -166,9 +166,11 @@ def soe_parser(description: str, prog: str) -> options.Parser:
     add("--lambda", default=1.0, help="lambda, the weight of the confidence loss", **lambda_)
     what = "the confidence: the E head's g alone, or max_k f_k * g as in the authors' code"
     add("--confidence", choices=CONFIDENCES, default="ehead", help=what)
-    what = "stage 2 attacks each expert, too, on half of the images"
+    what = (
+        "stage 2 attacks each expert, too, on half of the images (default: the collaboration alone)"
+    )
     add("--both", action="store_true", help=what)
-    what = "the confidence loss teaches the E heads alone, not the features that they see"
+    what = "the confidence loss teaches the E heads alone (default: the features, too)"
     add("--detach", action="store_true", help=what)
     return parser
 

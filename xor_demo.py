@@ -13,10 +13,11 @@ two neighbouring clouds only.
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from support import files, options, pictures
 
 import torch
 from torch import Tensor, nn
+
+from support import files, options, pictures
 
 CENTRES = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]])
 LABELS = torch.tensor([1.0, 1.0, -1.0, -1.0])

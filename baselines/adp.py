@@ -10,7 +10,6 @@ orthogonal. The mean prediction's entropy leaves them room to differ.
 """
 
 from argparse import Namespace
-from support import options, runs
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from models import vote
+from support import options, runs
 from train_submodel import clean_and_attacked, train
 
 

@@ -15,7 +15,6 @@ DVERGE from there. Every member also learns from PGD against itself, unless eps 
 
 from argparse import Namespace
 from collections.abc import Callable
-from support import options, ranks, runs
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 import infer
 from attacks import pgd
 from baselines.plain import plain_loss, sum_of_own_losses
+from support import options, ranks, runs
 from train_submodel import attack_each_expert, train
 
 

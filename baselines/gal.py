@@ -11,7 +11,6 @@ trained away. That takes a second derivative: the networks have leaky ReLUs, and
 
 from argparse import Namespace
 from itertools import combinations
-from support import options, runs
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
+from support import options, runs
 from train_submodel import clean_and_attacked, train
 
 

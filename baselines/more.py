@@ -9,12 +9,12 @@ their features learn jointly from clean images and PGD against the mixture.
 """
 
 from argparse import Namespace
-from support import options, runs
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infer
+from support import options, runs
 from train_submodel import clean_and_attacked, train
 
 

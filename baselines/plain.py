@@ -15,13 +15,13 @@ expert alone: the control that shows what these three contribute together.
 
 from argparse import Namespace
 from collections.abc import Sequence
-from support import options, runs
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
+from support import options, runs
 from train_submodel import attack_each_expert, clean_and_attacked, train
 
 

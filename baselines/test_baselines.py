@@ -3,8 +3,6 @@
 import json
 import math
 from argparse import Namespace
-from support import files
-from support.tables import print_answers
 
 import pytest
 import torch
@@ -19,6 +17,8 @@ from baselines.models import Mixture, build
 from experiments import evaluate
 from experiments.fixtures import SMALL, interrupt, same_weights, train_small
 from models import Ensemble, ResNet
+from support import files
+from support.tables import print_answers
 from train_submodel import best_expert_loss, training_attack
 
 WAYS = {  # every method, and every way to run it

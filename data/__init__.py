@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from support import files
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from data import folder
+from support import files
 
 FOLDER = Path(__file__).parent
 MAX_IMAGES = 1000  # of the test set, in a table

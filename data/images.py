@@ -1,7 +1,6 @@
 """Images to show to a model: files of one's own, made to fit, and test images by number."""
 
 from pathlib import Path
-from support import files
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 import data
+from support import files
 
 ORIENTATION = ExifTags.Base.Orientation
 

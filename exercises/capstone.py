@@ -30,8 +30,6 @@ import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
-from support import files, options
-from support.tables import percent
 
 import numpy as np
 import torch
@@ -44,6 +42,8 @@ from exercises.check import end_group, start_child
 from exercises.child import own_module
 from experiments.evaluate import DECIDE, attacks_at, doubts, report
 from experiments.intervals import paired_difference
+from support import files, options
+from support.tables import percent
 
 FOLDS, EPS, BATCH = 5, 0.1, 128
 BUDGET = 36 * BATCH * 11 * 30  # that of an ensemble attacked as a whole, in 30 epochs

@@ -25,7 +25,6 @@ import textwrap
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
-from support import files, options, pictures
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ import torch
 from exercises import FILES, HERE, NOT_DONE, ROOT, Answers, Property, ask, load, points, reference
 from exercises import title as title_of
 from exercises.start import exercise
+from support import files, options, pictures
 
 SEPARATOR = "; "  # of two mistakes at once
 SECONDS = 20  # for one exercise, or as it says; what has been answered by then counts

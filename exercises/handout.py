@@ -12,13 +12,13 @@ points for what merely rebuilds it should be few.
 import ast
 import shutil
 from pathlib import Path
-from support import files, options
 
 import numpy as np
 
 from exercises import FILES, HERE, NOT_DONE, ROOT, definitions, find, load, source_of
 from exercises.check import expected
 from exercises.start import docstring, exercise
+from support import files, options
 
 KEPT = (
     *("README.md", "METHOD.md", "LICENSE", "requirements.txt", "pyproject.toml"),

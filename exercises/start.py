@@ -9,9 +9,9 @@ The signatures are cut out of the project's own code, so that they never differ 
 import ast
 import textwrap
 from pathlib import Path
-from support import options
 
 from exercises import FILES, NOT_DONE, definitions, load, points, title
+from support import options
 
 
 def exercise(text: str) -> int:

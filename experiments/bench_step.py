@@ -27,8 +27,6 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
-from support import files, options, speed
-from support.tables import duration
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +36,8 @@ from baselines import adp, dverge, gal, more, plain
 from baselines.models import build
 from experiments.compare import units_of_a_batch
 from experiments.tables import PAPER
+from support import files, options, speed
+from support.tables import duration
 from train_collab import stage2_loss
 from train_submodel import TrainingLoss, soe_parser, stage1_loss
 

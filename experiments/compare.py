@@ -34,7 +34,6 @@ from collections.abc import Callable, Container
 from itertools import product
 from pathlib import Path
 from unittest import mock
-from support import files, options, speed
 
 import torch
 
@@ -46,6 +45,7 @@ from baselines import adp, dverge, gal, more, plain
 from experiments import pictures, records, soft_synergy, tables, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
+from support import files, options, speed
 
 METHODS = {  # name: the script that trains it, and its flags
     "soe": (train_collab.main, []),

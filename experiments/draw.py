@@ -11,7 +11,6 @@ from functools import partial
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from support import files, options
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 import infer
 from attacks import attacks_at, routes
 from models import ask_experts
+from support import files, options
 
 PAGE = Path(__file__).with_suffix(".html")
 

@@ -20,8 +20,6 @@ from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from support import files, options, speed
-from support.tables import percent, print_report
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +33,8 @@ from experiments import pictures
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
 from experiments.transfer_set import load_transfer
 from models import Collaboration, Ensemble, ask_experts
+from support import files, options, speed
+from support.tables import percent, print_report
 
 ATTACKS = (*(name for name in attacks.ATTACKS if name != "adaptive"), "apgd", "adaptive")
 DECIDE = ("pgd", "apgd", "square", "adaptive")

@@ -5,13 +5,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from support import files
 
 import numpy as np
 import pytest
 import torch
 
 import train_collab
+from support import files
 
 torch.set_num_threads(1)  # for small networks a second costs more than it gives
 SMALL = "--depth 2 --n 2 --epochs 4 --steps 2 --eps 0.1 --device cpu".split()

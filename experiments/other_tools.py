@@ -13,8 +13,6 @@ import json
 import time
 from argparse import Namespace
 from pathlib import Path
-from support import files, options
-from support.tables import percent
 
 import numpy as np
 import torch
@@ -26,6 +24,8 @@ from attacks import pgd, square
 from experiments.autopgd import apgd
 from experiments.evaluate import DECIDE, attacks_at, report
 from models import Collaboration, ResNet, ask_experts
+from support import files, options
+from support.tables import percent
 
 
 def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:

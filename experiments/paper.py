@@ -23,8 +23,6 @@ from argparse import Namespace
 from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
-from support import files, options, speed
-from support.tables import duration
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +32,8 @@ import xor_demo
 from experiments import claims, compare, evaluate, records, tables, transfer_set
 from experiments.claims import STRONGER
 from models import ResNet
+from support import files, options, speed
+from support.tables import duration
 
 NAMES = "table3 table2 table4 figure3 figure4 figure2 figure1 table1".split()
 DECIDING = ["soe", "plain-together", "gal", "plain-jointly"]  # three seeds at each scale

@@ -2,9 +2,10 @@
 
 import itertools
 import math
-from support.pictures import as_png, subplots
 
 from matplotlib.patches import Rectangle
+
+from support.pictures import as_png, subplots
 
 
 def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:

@@ -13,6 +13,7 @@ import re
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path, PurePath
+
 from support import files, options
 
 RESULTS = Path(__file__).parent / "results"

@@ -21,12 +21,12 @@ import statistics
 import sys
 from argparse import Namespace
 from pathlib import Path
-from support import files, options
-from support.tables import duration
 
 import torch
 
 from experiments import bench_step, pictures
+from support import files, options
+from support.tables import duration
 
 AXES = {
     "n": (1, 2, 3, 4, 5, 6, 7, 8),

@@ -12,7 +12,6 @@ the loss is then, at sigma = 1, that of an ensemble trained for its vote (`basel
 """
 
 from argparse import Namespace
-from support import options, runs
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from baselines.plain import add_clean_weight, check_clean_weight, weights
+from support import options, runs
 from train_submodel import best_expert_loss, clean_and_attacked, train
 
 

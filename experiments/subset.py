@@ -13,13 +13,13 @@ is for testing, the others for training. So over K runs each image is tested onc
 import io
 from argparse import Namespace
 from pathlib import Path
-from support import files, options
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import data
+from support import files, options
 
 
 def shuffled(count: int) -> Tensor:

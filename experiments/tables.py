@@ -17,8 +17,6 @@ import statistics
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path, PurePath
-from support import files, options
-from support.tables import duration, print_report
 
 from experiments import pictures
 from experiments.claims import (
@@ -32,6 +30,8 @@ from experiments.claims import (
 )
 from experiments.intervals import interval, mean_and_deviation, paired_difference
 from experiments.records import matching
+from support import files, options
+from support.tables import duration, print_report
 
 HERE = Path(__file__).parent
 TEXTS = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))

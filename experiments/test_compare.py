@@ -4,7 +4,6 @@ import json
 from argparse import Namespace
 from functools import partial
 from itertools import product
-from support import files
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from baselines.models import build
 from experiments import compare
 from experiments.fixtures import arrays, same_weights
 from experiments.soft_synergy import soft_loss, soft_parser
+from support import files
 from train_collab import stage2_loss
 from train_submodel import soe_parser, stage1_loss
 

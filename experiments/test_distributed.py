@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from support import files
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ import torch
 import infer
 import train_collab
 from experiments.fixtures import SMALL, interrupt, train_small
+from support import files
 
 ROOT = Path(__file__).parent.parent
 SMALL = [*SMALL, "--precision", "float32"]

@@ -2,7 +2,6 @@
 
 import shutil
 from argparse import Namespace
-from support import speed
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from experiments import evaluate, soft_synergy
 from experiments.fixtures import train_small
 from experiments.soft_synergy import soft_loss
 from models import Collaboration, Ensemble, ResNet
+from support import speed
 from train_submodel import best_expert_loss
 
 HOW = {"n": 3, "eps": 0.1, "alpha": 0.03, "steps": 2, "random_start": False}

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-from support import files
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 import data
 from experiments import intervals, records, subset, tables
 from experiments.fixtures import arrays
+from support import files
 
 
 @pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")

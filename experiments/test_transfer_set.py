@@ -1,7 +1,5 @@
 """Statements about the transfer attacks that must hold."""
 
-from support.tables import percent
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from attacks import cross_entropy
 from experiments import evaluate, transfer_set
 from experiments.fixtures import train_small
 from models import Collaboration, ResNet
+from support.tables import percent
 
 
 @pytest.fixture

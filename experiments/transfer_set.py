@@ -18,8 +18,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from support import files, options
-from support.tables import percent
 
 import numpy as np
 import torch
@@ -33,6 +31,8 @@ from attacks import Loss, cross_entropy, cw_loss, in_batches, pgd
 from baselines import plain
 from experiments import train_or_resume
 from models import Block, ask_experts
+from support import files, options
+from support.tables import percent
 
 SIZES = (3, 5, 8)  # members of the surrogates
 LOSSES = {"ce": cross_entropy, "cw": cw_loss}

@@ -9,15 +9,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
 from support import options
-
-import torch
-from torch import Tensor, nn
 
 
 class SaveError(OSError):
@@ -55,6 +51,7 @@ def check_archive(path: str | Path, most: int = 2**34) -> None:
             raise ValueError(f"the checksum of {part} is wrong")
 
 
+LOCK = ".lock"  # the file in a run's folder that is locked
 claimed: list[Path] = []  # new files that are not written yet
 
 
@@ -74,19 +71,14 @@ def give_up_claims() -> None:
                 path.unlink()
 
 
-def lock(folder: str | Path) -> int | None:
-    """Keeps other processes out of a run's folder until os.close of what this returns, or until
-    this process ends. Raises ValueError where another has it. Does nothing on Windows."""
-    if fcntl is None:
-        return None
-    held = os.open(folder, os.O_RDONLY)
+def lock(folder: str | Path) -> FileLock:
+    """Keeps other processes out of a run's folder until its release, or until this process ends.
+    Raises ValueError where another has it."""
+    held = FileLock(Path(folder, LOCK))
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
+        held.acquire(timeout=0)
+    except Timeout:
         raise ValueError(f"another process is working in {folder}") from None
-    except OSError:  # as on some network drives
-        pass
     return held
 
 

@@ -9,7 +9,6 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from math import inf
-import support
 
 import torch
 
@@ -25,31 +24,6 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
         return action.help if told else super()._get_help_string(action)
 
 
-class Stdout:
-    """Standard output whose reader may go, whose disk may be full, and that may have no sign for a
-    character: a run goes on without it."""
-
-    def __init__(self, stream):
-        self.stream = stream
-        stream.reconfigure(errors="replace")
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        return self._do(self.stream.write, text)
-
-    def flush(self) -> None:
-        self._do(self.stream.flush)
-
-    def _do(self, what, *of):
-        try:
-            return what(*of)
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            print(f"going on without standard output: {error.strerror}", file=sys.stderr)
-
-
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with exit status 2."""
 
@@ -59,11 +33,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
 
     def parse_args(self, *of, **how) -> argparse.Namespace:
-        support.end_in_order()
         if sys.stdout is sys.__stdout__ is not None:  # not a test's, or a notebook's
-            sys.stdout = Stdout(sys.stdout)
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # None where it was closed
-        sys.stderr = sys.stderr or open(os.devnull, "w")
+            sys.stdout.reconfigure(errors="replace")  # a locale may have no sign for ±
         return super().parse_args(*of, **how)
 
     def exit(self, status: int = 0, message: str | None = None):

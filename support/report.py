@@ -5,12 +5,12 @@ import base64
 import shlex
 from argparse import Namespace
 from pathlib import Path
-from support import pictures, tables
 
 from jinja2 import Template
 from torch import Tensor, nn
 
 from attacks import attacks_at, routes
+from support import pictures, tables
 
 
 def html(

@@ -8,14 +8,13 @@ with runs.start(parser, argv, method="soe", model="collaboration", stages=(1, 2)
 
 import json
 import math
-import os
 import shlex
+import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from support import files, options, pictures, ranks, report, speed, tables
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ import models
 from attacks import expert_losses
 from baselines.models import build
 from data import images
+from support import files, options, pictures, ranks, report, speed, tables
 
 
 def start(
@@ -44,6 +44,8 @@ def start(
     and status 2 before anything is written.
     """
     settings, given = parser.parse_given(argv)
+    if sys.stdout is sys.__stdout__ and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a run without a traceback
     with parser.errors_in_one_line(alone=False):
         ranks.start(settings.device)
         ranks.agree(vars(settings))
@@ -114,7 +116,7 @@ class Run:
         dataset: data.Data,
         model: nn.Module,
         checkpoint: dict | None = None,
-        lock: int | None = None,
+        lock: files.FileLock | None = None,
     ):
         self.parser, self.settings, self.dataset, self.model = parser, settings, dataset, model
         self.device, self.out = next(model.parameters()).device, Path(settings.out)
@@ -148,7 +150,8 @@ class Run:
 
     def __exit__(self, kind, error, traceback) -> None:
         if self.lock is not None:
-            os.close(self.lock)
+            self.lock.release()
+            (self.out / files.LOCK).unlink(missing_ok=True)
         torch.set_num_threads(self.threads_before)
         how = "nothing was trained yet"
         if (self.out / "model.pt").exists():

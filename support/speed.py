@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import MethodType
 from typing import Any
-from support import options, ranks
 
 import torch
 from torch import Tensor, nn
 
 from models import ask_experts
+from support import options, ranks
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
 
@@ -56,15 +56,10 @@ def accelerate(
     compile_, graph = settings.compile, device.type == "cuda" and settings.graph is not False
     if compile_ is None:
         compile_ = options.compile_pays(device)
-    fast = compiled(step, model) if compile_ and compilable else None
-    ways = {}  # the fastest first
-    if graph and fast:
-        ways["compiled and as one CUDA graph"] = replayed(fast, model, drawn)
+    fast = compiled(step, model) if compile_ and compilable else step
     if graph:
-        ways["as one CUDA graph"] = replayed(step, model, drawn)
-    if fast:
-        ways["compiled"] = fast
-    working = first_that_works(ways | {"plainly": step}, model)
+        fast = replayed(fast, model, drawn)
+    working = or_plainly(fast, step, model)
 
     def drawing(x: Tensor, y: Tensor) -> Tensor:
         drawn["now"] = draw(settings)
@@ -81,35 +76,28 @@ def release(model: nn.Module) -> None:
         torch.cuda.empty_cache()
 
 
-FELL_BACK = "A step cannot be taken"  # the beginning of the line that says so
-# What is lost where a step is taken in another way than compiled and as one graph.
-LOST = {
-    "as one CUDA graph": "element-wise work is not fused",
-    "compiled": "Python launches every kernel, which takes longer than most of them run",
-    "plainly": "no work is fused, and on a GPU Python launches every kernel",
-}
-
-
-def first_that_works(ways: dict[str, Step], model: nn.Module) -> Step:
-    """The first of these {how: step}, fastest first, whose first call does not fail."""
-    left = list(ways.items())
+def or_plainly(fast: Step, plain: Step, model: nn.Module) -> Step:
+    """`fast`, or `plain` from then on where its first call fails, with one line that says so."""
+    if fast is plain:
+        return plain
+    ways = [fast, plain]
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        while len(left) > 1:
-            (how, way), (then, _) = left[:2]
+        if len(ways) > 1:
             restore = restorer(model)
             try:
-                loss = way(x, y)
-                del left[1:]  # this one works
+                loss = fast(x, y)
+                del ways[1]
                 return loss
             except RuntimeError as error:
                 restore()
-                del left[0]
+                del ways[0]
                 if ranks.rank() == 0:
                     why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-                    now = f"it is taken {then}: {LOST[then]}"
-                    print(f"{FELL_BACK} {how} ({why}); {now}.", file=sys.stderr)
-        return left[0][1](x, y)
+                    print(
+                        f"Steps are slower: no compiling, no CUDA graph ({why}).", file=sys.stderr
+                    )
+        return ways[0](x, y)
 
     return step
 

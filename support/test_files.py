@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from support import files
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import torch
 import infer
 import train_collab
 from experiments.fixtures import SMALL, arrays, change_checkpoint, interrupt, stop_training
+from support import files
 
 
 class Code:

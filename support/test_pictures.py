@@ -1,13 +1,12 @@
 """Statements about the pictures that the scripts draw, and what stands in them."""
 
-from support import pictures
-
 import torch
 from PIL import Image
 
 import data
 import infer
 import xor_demo
+from support import pictures
 
 
 def test_infer_shows_every_expert_and_draws_both_answers(

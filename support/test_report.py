@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 from argparse import Namespace
-from support import report
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 import data
 import infer
 from experiments.fixtures import SMALL
+from support import report
 
 
 @pytest.fixture(scope="module")
