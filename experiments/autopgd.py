@@ -8,9 +8,8 @@ Parameter-free Attacks*, ICML 2020. As in attacks.py the model is any callable f
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from attacks import (
     cross_entropy,
     cw_loss,
     far_and_near,
+    margin_loss,
     misled,
     worst_of,
 )
@@ -142,11 +142,17 @@ def auto_pgd(
 
 
 def adaptive_auto_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    """On the answer, by AutoPGD with cross-entropy and towards the likeliest wrong class; on who
-    answers, by `far_and_near` from two random starts. 4 + 2 M runs.
+    """On the answer, by AutoPGD with cross-entropy and towards the likeliest wrong class; on the
+    answer's margin and on who answers, by `far_and_near` from two random starts. 6 + 2 M runs.
 
     x [B, C, H, W], y [B] -> each image's worst point. Raises ValueError as `apgd`.
     """
-    answer = auto_pgd(model, x, y, eps, steps, targets=1)
-    routing = (misled(model, x, y, far_and_near(eps, steps)) for _ in range(2))
-    return worst_of(model, x, y, chain([answer], *routing))
+    search = far_and_near(eps, steps)
+
+    def attempts() -> Iterator[Tensor]:
+        yield auto_pgd(model, x, y, eps, steps, targets=1)
+        for _ in range(2):
+            yield search(model, x, y, loss=margin_loss)
+            yield from misled(model, x, y, search)
+
+    return worst_of(model, x, y, attempts())

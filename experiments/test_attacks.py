@@ -121,7 +121,7 @@ def test_the_strong_adaptive_attack_takes_the_answer_and_twice_who_answers(monke
     model = Collaboration([ResNet(2, 1, 4, 8)] * 3).eval()
     model.all_experts = lambda x: (torch.zeros(3, len(x), 4), x.view(1, -1).expand(3, -1))
     model.combine = lambda logits, score: torch.stack([score[0], 1 - score[0], *[-score[0]] * 2], 1)
-    x, y, made = torch.arange(10).view(10, 1, 1, 1) / 100, torch.ones(10, dtype=torch.long), []
+    x, y, made = torch.arange(12).view(12, 1, 1, 1) / 100, torch.ones(12, dtype=torch.long), []
 
     def record(model, x, y, eps, steps, loss, **_):  # the k-th attempt turns image k bright
         made.append(getattr(loss, "func", loss).__name__)
@@ -132,7 +132,7 @@ def test_the_strong_adaptive_attack_takes_the_answer_and_twice_who_answers(monke
     monkeypatch.setattr(autopgd, "far_and_near", search)
     x_adv = adaptive_auto_pgd(model, x, y, eps=0.1, steps=5)
     assert (model(x_adv).argmax(1) != y).all()  # no attempt is lost
-    routing = ["soft_routing_loss", *["misroute_loss"] * 3]
+    routing = ["margin_loss", "soft_routing_loss", *["misroute_loss"] * 3]
     assert made == ["cross_entropy", "targeted_dlr_loss", *routing, *routing]
 
 
