@@ -43,14 +43,18 @@ def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
     return settings.n * sum(sample_loss(model, batch, y, settings).mean() for batch in batches)
 
 
-def main(argv: list[str] | None = None) -> None:
+def parser() -> options.Parser:
     parser = soe_parser(__doc__, "train_collab.py")
     add = parser.method.add_argument
     what = "epochs of stage 1; stage 2 gets the rest (default: half of --epochs)"
     add("--stage1-epochs", type=options.count_or_0, metavar="E", help=what)
     what = "checkpoint of stage 1; all epochs are then stage 2's"
     add("--submodels", metavar="FILE", help=what)
-    with runs.start(parser, argv, "soe", model="collaboration", stages=(1, 2)) as run:
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    with runs.start(parser(), argv, "soe", model="collaboration", stages=(1, 2)) as run:
         train(run, 1, stage1_loss)
         train(run, 2, stage2_loss)
         run.finish(infer.pgd_report)

@@ -32,32 +32,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines import adp, dverge, gal, more, plain
+from baselines.methods import METHODS
 from baselines.models import build
 from experiments.compare import units_of_a_batch
 from experiments.tables import PAPER
 from support import files, options, speed
 from support.tables import duration
-from train_collab import stage2_loss
-from train_submodel import TrainingLoss, soe_parser, stage1_loss
+from train_submodel import TrainingLoss, soe_parser
 
 Step = Callable[[Tensor, Tensor], object]  # x [B, C, H, W], y [B]: one step of training
-STAGES = {1: stage1_loss, 2: stage2_loss}
-AT_LAYER_10 = dverge.DvergeLoss()
-AT_LAYER_10.layer = 10  # the middle of ResNet20's, whose cost is the mean of all
-HOURS = PAPER["table 1"]
-RIVALS = {  # name: module, model, each stage's (loss, does it compile), Table 1's hours to SoE's
-    "plain": (plain, "ensemble", [(plain.plain_loss, True)], None),
-    "adp": (adp, "ensemble", [(adp.adp_loss, True)], HOURS["adp"] / HOURS["soe"]),
-    "gal": (gal, "ensemble", [(gal.gal_loss, False)], HOURS["gal"] / HOURS["soe"]),
-    "more": (more, "mixture", [(more.more_loss, True)], HOURS["more"] / HOURS["soe"]),
-    "dverge": (
-        dverge,
-        "ensemble",
-        [(plain.plain_loss, True), (AT_LAYER_10, False)],
-        HOURS["dverge"] / HOURS["soe"],
-    ),
-}
+STAGES = dict(enumerate(METHODS["soe"].losses, 1))
+HOURS = {name: hours / PAPER["table 1"]["soe"] for name, hours in PAPER["table 1"].items()}
+RIVALS = ("plain", "adp", "gal", "more", "dverge")
 
 
 def settings_of(parser: options.Parser, model: str, **changed) -> Namespace:
@@ -319,10 +305,13 @@ def run(args: Namespace) -> None:
         add(plain_step(build(vars(s)).to(device), stage, s), "plain way", stage)
     peak["both ways"] = peak_gib(device)
     print(f"peak memory, both ways: {peak['both ways']:.2f} GiB")
-    for name, (module, model, losses, _) in RIVALS.items():
-        theirs = settings_of(module.parser(), model, compile=compile_)
+    METHODS["dverge"].losses[1].layer = 10  # the middle of ResNet20's, whose cost is their mean
+    for name in RIVALS:
+        rival = METHODS[name]
+        theirs = settings_of(rival.parser(), rival.model, compile=compile_)
         theirs.precision = theirs.precision or precision  # GAL has float32
-        for stage, (loss, compilable) in enumerate(losses, 1):
+        for stage, loss in enumerate(rival.losses, 1):
+            compilable = stage not in rival.not_compiled
             step = our_step(loss, build_on(device, theirs), theirs, compilable=compilable)
             add(step, name, stage)
     for _ in range(args.repeats):
@@ -334,7 +323,7 @@ def run(args: Namespace) -> None:
         return statistics.mean(t for (name, _), t in medians.items() if name == method)
 
     print(f"{'':10}{'step':>9}{'to SoE':>9}{'Table 1':>9}")
-    in_papers = {"soe": 1.0} | {name: hours for name, (*_, hours) in RIVALS.items()}
+    in_papers = {name: HOURS.get(name) for name in ("soe", *RIVALS)}
     for name, in_paper in in_papers.items():
         shown = f"{in_paper:9.2f}" if in_paper else ""
         print(f"{name:10}{duration(mean(name)):>9}{mean(name) / mean('soe'):9.2f}{shown}")

@@ -11,69 +11,46 @@ there is used again, so the same command resumes where it was interrupted; `--sh
 second of five parts, on another machine for instance. The table shows whatever is finished. A run
 that fails does not stop the others; the exit status is then 1.
 
-Cost, in units of one member's forward pass on one batch: a backward pass to the input or to the
-weights is one more, so a step of an attack costs 2 and learning a batch 3. A batch costs, with M
-members, S steps of PGD, T = 10 of DVERGE's own:
-
-    plain.., adp, more, soft-synergy        2 M S + 6 M            the attack; clean, adversarial
-    gal                                     2 M S + 9 M            the second derivative: 3 M more
-    soe-stage1                              2 M S + 3 (M + M^2)    all learn from M attacks
-    soe                                     as soe-stage1, then 2 M S + 6 M, half of the epochs each
-    dverge                                  as plain, then 2 M T + M + 2 M S + 3 M + 3 M (M - 1)
-
-At eps 0 there is neither an attack, 2 M S, nor anything to learn from it, 3 M or 3 M^2.
+Cost is counted in units (`baselines.methods.units_of_a_batch`): one member's forward pass on one
+batch; a step of an attack costs 2 and learning a batch 3.
 
 `--equal-cost` scales the epochs so that each method costs as much as the first one named.
 """
 
 import contextlib
+import functools
 import json
 import statistics
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Container
+from collections.abc import Container
 from itertools import product
 from pathlib import Path
-from unittest import mock
 
 import torch
 
+import baselines.methods
 import data
 import infer
-import train_collab
-import train_submodel
-from baselines import adp, dverge, gal, more, plain
+from baselines.methods import Method
 from experiments import pictures, records, soft_synergy, tables, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
 from support import files, options, speed
 
-METHODS = {  # name: the script that trains it, and its flags
-    "soe": (train_collab.main, []),
-    "soe-stage1": (train_submodel.main, []),
-    "plain": (plain.main, []),
-    "plain-together": (plain.main, ["--together"]),
-    "plain-jointly": (plain.main, ["--jointly"]),
-    "adp": (adp.main, []),
-    "gal": (gal.main, []),
-    "dverge": (dverge.main, []),
-    "more": (more.main, []),
+METHODS = baselines.methods.METHODS | {
+    "soft-synergy": Method(
+        soft_synergy.main, soft_synergy.parser, "soft", (soft_synergy.soft_loss,)
+    )
 }
-DEFAULT = [*METHODS]  # the paper's
-DEFAULT += ["adp --optimizer sgd", "gal --optimizer sgd"]  # the others' rule for these too
-METHODS["soft-synergy"] = soft_synergy.main, []  # ours
+DEFAULT = [*baselines.methods.METHODS, "adp --optimizer sgd", "gal --optimizer sgd"]
 OURS = "--depth --eps --n --epochs --seed --data --device --out --resume".split()
 OF_ALL = "give it to the comparison itself"
 
 
-def units_of_a_batch(method: str, M: int, S: int, T: int = 10, eps: float = 1) -> dict[int, int]:
-    """{stage: forward units of a batch}, as in the table above; without attacks where eps is 0."""
-    attack, adversarial = (2 * M * S, 3 * M) if eps else (0, 0)  # made, and learned by all M
-    plainly = attack + 3 * M + adversarial
-    each = attack + 3 * M + M * adversarial
-    distilled = 2 * M * T + M + attack + adversarial + 3 * M * (M - 1)
-    stages = {"soe": {1: each, 2: plainly}, "soe-stage1": {1: each}, "gal": {1: plainly + 3 * M}}
-    stages |= {"dverge": {1: plainly, 2: distilled}}
-    return stages.get(method.split()[0], {1: plainly})
+@functools.cache
+def units_of_a_batch(method: str, M: int, S: int, eps: float = 1) -> dict[int, int]:
+    """{stage: units of a batch} of a method, perhaps with flags: M members, S steps of PGD."""
+    return baselines.methods.units_of_a_batch(METHODS[method.split()[0]], M, S, eps)
 
 
 def epochs_at_equal_cost(
@@ -95,17 +72,6 @@ def known_method(text: str) -> str:
     return text
 
 
-def refuse_unknown(flags: list[str], script: Callable[[list[str]], None]) -> None:
-    """Ends with one line and status 2 where a script does not know its flags, before any trains."""
-
-    def only_parse(parser: options.Parser, argv: list[str], *_, **__) -> None:
-        parser.parse_args(argv)
-        raise InterruptedError
-
-    with mock.patch("support.runs.start", only_parse), contextlib.suppress(InterruptedError):
-        script(flags)
-
-
 def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
     """{name: (method, flags of its script)} of every run asked for."""
     steps, runs = options.training_parser("", "").get_default("steps"), {}
@@ -118,7 +84,7 @@ def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
             of = {"depth": depth, "n": args.n, "eps": f"{eps:g}", "epochs": epochs, "seed": seed}
             name = f"{data_name}-{method.replace(' --', '-').replace(' ', '').replace('/', '_')}"
             name += "".join(f"-{k}{v}" for k, v in of.items())
-            flags = [*METHODS[words[0]][1], *words[1:], *(f"--{k}={v}" for k, v in of.items())]
+            flags = [*METHODS[words[0]].flags, *words[1:], *(f"--{k}={v}" for k, v in of.items())]
             runs[name] = method, flags
     return runs
 
@@ -164,7 +130,7 @@ def evaluate(
 
 def command(method: str, flags: list[str], args: Namespace) -> str:
     """What trains a run."""
-    script = METHODS[method.split()[0]][0].__module__
+    script = METHODS[method.split()[0]].main.__module__
     return " ".join(["python -m", script, f"--data={args.data}", *flags])
 
 
@@ -219,7 +185,7 @@ def run(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
         ResNet(depth)  # is there one?
     runs, mine, failed = plan(args, dataset.name), share(args, dataset.name), 0
     for method, flags in runs.values():
-        refuse_unknown(flags, METHODS[method.split()[0]][0])
+        METHODS[method.split()[0]].parser().parse_args(flags)  # refuses unknown flags
     out, results = Path(args.out), Path(args.results or args.out)
     for folder in (results, out):
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,8 +211,8 @@ def run(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
             continue
         try:
             with open(out / f"{name}.log", "a") as log, contextlib.redirect_stdout(log):
-                script = METHODS[method.split()[0]][0]
-                train_or_resume(script, out / name, args.data, args.device, flags)
+                main = METHODS[method.split()[0]].main
+                train_or_resume(main, out / name, args.data, args.device, flags)
         except SystemExit as stop:  # the script has said why
             if stop.code == 130:
                 raise

@@ -55,9 +55,9 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
     return settings.n * total
 
 
-def soft_parser(description: str, prog: str) -> options.Parser:
+def parser() -> options.Parser:
     """The options that all methods share, and those of the mixture and the loss above."""
-    parser = options.training_parser(description, prog, options.radius_or_0)
+    parser = options.training_parser(__doc__, "-m experiments.soft_synergy", options.radius_or_0)
     add = parser.method.add_argument
     what = "T: experts weigh softmax(score / T)"
     add("--temperature", metavar="T", type=options.positive, default=1.0, help=what)
@@ -77,8 +77,7 @@ def check(settings: Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = soft_parser(__doc__, "-m experiments.soft_synergy")
-    with runs.start(parser, argv, "soft-synergy", model="soft", check=check) as run:
+    with runs.start(parser(), argv, "soft-synergy", model="soft", check=check) as run:
         train(run, 1, soft_loss)
         run.finish(infer.pgd_report)
 

@@ -2,39 +2,19 @@
 
 import json
 from argparse import Namespace
-from functools import partial
-from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import data
 import train_submodel
-from baselines import adp, dverge, gal, more, plain
-from baselines.models import build
+from baselines import plain
 from experiments import compare
 from experiments.fixtures import arrays, same_weights
-from experiments.soft_synergy import soft_loss, soft_parser
 from support import files
-from train_collab import stage2_loss
-from train_submodel import soe_parser, stage1_loss
 
 SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd apgd --steps 2 --images 20".split()
-SOE, SOFT = (partial(of, "", "") for of in (soe_parser, soft_parser))
-LOSSES = {  # method: its model, its options, its losses stage by stage
-    "soe": ("collaboration", SOE, [stage1_loss, stage2_loss]),
-    "soe-stage1": ("collaboration", SOE, [stage1_loss]),
-    "plain": ("ensemble", plain.parser, [plain.plain_loss]),
-    "plain-together": ("ensemble", plain.parser, [plain.together_loss]),
-    "plain-jointly": ("ensemble", plain.parser, [plain.jointly_loss]),
-    "adp": ("ensemble", adp.parser, [adp.adp_loss]),
-    "gal": ("ensemble", gal.parser, [gal.gal_loss]),
-    "dverge": ("ensemble", dverge.parser, [plain.plain_loss, dverge.DvergeLoss()]),
-    "more": ("mixture", more.parser, [more.more_loss]),
-    "soft-synergy": ("soft", SOFT, [soft_loss]),
-}
 
 
 def compare_small(out, *flags):
@@ -108,7 +88,8 @@ def test_other_flags_images_or_attacks_under_the_same_name_are_noticed(tmp_path,
     again = [*SMALL, *plain_on, own]
     assert "was evaluated in another way" in refused(compare, *again, "--attack", "fgsm")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(compare.METHODS, "plain", (plain.main, ["--together"]))
+        together = compare.METHODS["plain"]._replace(flags=("--together",))
+        patch.setitem(compare.METHODS, "plain", together)
         assert "was made by python -m baselines.plain" in refused(compare, *again)
     np.savez(own, **arrays(y_train=(np.arange(40) + 1) % 4))
     assert "is of other images" in refused(compare, *again)
@@ -173,41 +154,26 @@ def test_every_run_has_a_name_of_its_own_and_is_planned_once():
     assert flags == ("soe --sigma 3", ["--sigma", "3", *flags[1][2:]])
 
 
-def forward_units(loss, model, x, y, settings):
-    """What goes through the members, a batch of len(x) as 1: once where nothing is differentiated,
-    twice where the images are, three times where the weights learn."""
-    seen = []
-
-    def count(network, args):
-        cost = 3 if network.training else 2 if args[0].requires_grad else 1
-        seen.append(cost * len(args[0]))
-
-    for expert in model.experts:
-        expert.backbone.register_forward_pre_hook(count)
-    loss(model, x, y, settings)
-    return sum(seen) / len(x)
+EACH, PLAINLY = 2 * 3 * 4 + 3 * (3 + 9), 2 * 3 * 4 + 6 * 3  # 2 M S + 3 (M + M^2), 2 M S + 6 M
+UNITS = {
+    "soe": {1: EACH, 2: PLAINLY},
+    "soe-stage1": {1: EACH},
+    "gal": {1: PLAINLY + 3 * 3},  # the second derivative
+    "dverge": {1: PLAINLY, 2: 2 * 3 * 10 + 3 + 2 * 3 * 4 + 3 * 3 + 3 * 3 * 2},
+}
 
 
-NEED_ATTACKS = ("plain-together",)
-COSTS = product(compare.METHODS, [0.03, 0])
+@pytest.mark.parametrize("method", compare.METHODS)
+def test_units_of_three_members_and_four_steps_of_pgd(method):
+    assert compare.units_of_a_batch(method, 3, 4) == UNITS.get(method, {1: PLAINLY})
+    if method != "plain-together":  # which needs an attack
+        assert compare.units_of_a_batch(method, 3, 4, eps=0)[1] == (18 if method == "gal" else 9)
 
 
-@pytest.mark.parametrize(
-    "method, eps", [(m, eps) for m, eps in COSTS if eps or m not in NEED_ATTACKS]
-)
-def test_units_are_those_that_a_loss_costs(method, eps):
-    kind, parser, losses = LOSSES[method]
-    settings = parser().parse_args([f"--eps={eps}"])
-    small = {"depth": 8, "n": 3, "steps": 4, "alpha": 0.03, "weights": "best", "steps_per_epoch": 4}
-    small |= {"distill_steps": 5, "image_shape": [1, 8, 8], "num_classes": 10, "model": kind}
-    settings = Namespace(**vars(settings) | small)
-    counted = compare.units_of_a_batch(method, 3, 4, 5, eps)
-    assert list(counted) == list(range(1, len(losses) + 1))
-    dataset = data.load("digits")
-    x, y = dataset.x_train[:16].float() / 255, dataset.y_train[:16]
-    for stage, loss in enumerate(losses, 1):
-        units = forward_units(loss, build(vars(settings)), x, y, settings)
-        assert counted[stage] == units + (9 if method == "gal" else 0)  # its second derivative
+def test_counting_units_changes_no_random_number():
+    before = torch.get_rng_state()
+    compare.units_of_a_batch.__wrapped__("adp", 2, 3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_is_recorded_already_is_not_done_again(tmp_path):

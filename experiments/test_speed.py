@@ -16,37 +16,28 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-import train_submodel
-from baselines import adp, dverge, gal, more, plain
+from baselines import dverge
+from baselines.methods import METHODS
 from baselines.models import build
 from experiments import bench_step, scaling
 from experiments.fixtures import SMALL
 from support import options, runs, speed
 from support.tables import duration
-from train_collab import stage2_loss
-from train_submodel import stage1_loss
 
 TOY = {"n": 3, "depth": 8, "image_shape": [3, 8, 8], "eps": 0.1, "alpha": 0.03, "steps": 2}
 TOY |= {"precision": "float32", "steps_per_epoch": 2}
-COMPILABLE = {  # name: module of the parser, model, loss
-    "soe stage 1": (None, "collaboration", stage1_loss),
-    "soe stage 2": (None, "collaboration", stage2_loss),
-    "plain": (plain, "ensemble", plain.plain_loss),
-    "together": (plain, "ensemble", plain.together_loss),
-    "jointly": (plain, "ensemble", plain.jointly_loss),
-    "adp": (adp, "ensemble", adp.adp_loss),
-    "more": (more, "mixture", more.more_loss),
+LOSSES = {  # (method, loss)
+    f"{name} stage {stage}" if len(method.losses) > 1 else name: (method, loss)
+    for name, method in METHODS.items()
+    for stage, loss in enumerate(method.losses, 1)
+    if (name, stage) not in (("soe-stage1", 1), ("dverge", 1))  # which are soe's, and plain
 }
-LOSSES = COMPILABLE | {
-    "gal": (gal, "ensemble", gal.gal_loss),
-    "dverge": (dverge, "ensemble", dverge.DvergeLoss()),
-}
+COMPILABLE = [name for name in LOSSES if name not in ("gal", "dverge stage 2")]
 
 
 def a_model(name, device="cpu", **changed):
-    module, model, loss = LOSSES[name]
-    parser = module.parser() if module else train_submodel.soe_parser("", "")
-    settings = bench_step.settings_of(parser, model, **TOY | changed)
+    method, loss = LOSSES[name]
+    settings = bench_step.settings_of(method.parser(), method.model, **TOY | changed)
     torch.manual_seed(0)
     model = build(vars(settings)).to(device, memory_format=torch.channels_last)
     return model, loss, settings
@@ -261,7 +252,9 @@ def test_a_graph_is_captured_again_where_dverge_draws_another_layer(stand_ins):
     found = []
     for replayed in (None, stand_ins["replayed"]):
         loss = dverge.DvergeLoss()
-        found.append(steps_as_a_graph("dverge", 8, replayed, loss.draw, loss))  # of 2 an epoch
+        found.append(
+            steps_as_a_graph("dverge stage 2", 8, replayed, loss.draw, loss)
+        )  # of 2 an epoch
     assert 2 <= stand_ins["captures"] <= 4
     torch.testing.assert_close(*found, rtol=0, atol=0)
 

@@ -1,0 +1,77 @@
+"""Every method that is compared: who trains it, its options, its model, its losses.
+
+A new one is a file beside this one, and one line here.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+import train_collab
+import train_submodel
+from baselines import adp, dverge, gal, more, plain
+from baselines.models import build
+from support import options
+from train_submodel import TrainingLoss, soe_parser
+
+
+class Method(NamedTuple):
+    main: Callable[[list[str]], None]  # trains it
+    parser: Callable[[], options.Parser]
+    model: str  # as in baselines.models.build
+    losses: tuple[TrainingLoss, ...]  # stage by stage
+    flags: tuple[str, ...] = ()  # of its main
+    not_compiled: tuple[int, ...] = ()  # stages whose loss torch.compile cannot take
+
+
+STAGE_1, STAGE_2 = train_submodel.stage1_loss, train_collab.stage2_loss
+METHODS = {
+    "soe": Method(train_collab.main, train_collab.parser, "collaboration", (STAGE_1, STAGE_2)),
+    "soe-stage1": Method(
+        train_submodel.main, partial(soe_parser, "", ""), "collaboration", (STAGE_1,)
+    ),
+    "plain": Method(plain.main, plain.parser, "ensemble", (plain.plain_loss,)),
+    "plain-together": Method(
+        plain.main, plain.parser, "ensemble", (plain.together_loss,), ("--together",)
+    ),
+    "plain-jointly": Method(
+        plain.main, plain.parser, "ensemble", (plain.jointly_loss,), ("--jointly",)
+    ),
+    "adp": Method(adp.main, adp.parser, "ensemble", (adp.adp_loss,)),
+    "gal": Method(gal.main, gal.parser, "ensemble", (gal.gal_loss,), (), (1,)),
+    "dverge": Method(
+        dverge.main, dverge.parser, "ensemble", (plain.plain_loss, dverge.DvergeLoss()), (), (2,)
+    ),
+    "more": Method(more.main, more.parser, "mixture", (more.more_loss,)),
+}
+
+
+def units_of_a_batch(method: Method, M: int, S: int, eps: float = 1) -> dict[int, int]:
+    """{stage: what a batch costs}, counted while a small model takes a step of each loss.
+
+    A unit is one member's forward pass on one batch; a backward pass to the input or to the weights
+    is one more, and a second derivative (GAL's) costs as much again. M members, S steps of PGD.
+    """
+    settings = vars(method.parser().parse_args([])) | {"model": method.model, "steps_per_epoch": 1}
+    settings |= {"n": M, "steps": S, "eps": eps, "alpha": 0.01, "depth": 8}
+    settings |= {"image_shape": [1, 8, 8], "num_classes": 10}
+    units, seen = {}, []
+
+    def count(network: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        differentiated = inputs[0].requires_grad
+        cost = 3 * (1 + differentiated) if network.training else 1 + differentiated
+        seen.append(cost * len(inputs[0]))
+
+    with torch.random.fork_rng(devices=[]):
+        x, y = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+        for stage, loss in enumerate(method.losses, 1):
+            model = build(settings)
+            for expert in model.experts:
+                expert.backbone.register_forward_pre_hook(count)
+            loss(model, x, y, Namespace(**settings))
+            units[stage] = sum(seen) // len(x)
+            seen.clear()
+    return units
