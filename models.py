@@ -52,8 +52,6 @@ class ResNet(nn.Module):
     ValueError for another depth.
     """
 
-    detach = False
-
     def __init__(
         self,
         depth: int = 20,
@@ -96,8 +94,7 @@ class ResNet(nn.Module):
         features = self.features(x)
         # Heads in float32: confidences rounded to bfloat16 would tie, and argmax prefers expert 0.
         with torch.autocast(x.device.type, enabled=False):
-            seen = features.detach() if self.detach and self.training else features
-            e = self.e_head(seen)  # [B, 2]
+            e = self.e_head(features)  # [B, 2]
             return self.p_head(features), e[:, 1] - e[:, 0]
 
     def features(self, x: Tensor) -> Tensor:

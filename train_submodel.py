@@ -84,8 +84,6 @@ def confidence_loss(score: Tensor, p_y: Tensor) -> Tensor:
 
 def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """l^_m + lambda * mean_j BCE_j of each image: x [B, C, H, W], y [B] -> [B]."""
-    for expert in model.experts:
-        expert.detach = settings.detach
     logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
     losses = expert_losses(logits, y)  # l_j, [M, B]
     if settings.weights == "best":
@@ -170,8 +168,6 @@ def soe_parser(description: str, prog: str) -> options.Parser:
         "stage 2 attacks each expert, too, on half of the images (default: the collaboration alone)"
     )
     add("--both", action="store_true", help=what)
-    what = "the confidence loss teaches the E heads alone (default: the features, too)"
-    add("--detach", action="store_true", help=what)
     return parser
 
 

@@ -58,7 +58,7 @@ def measure(point: dict, device_name: str, precision: str, repeats: int) -> dict
     y = torch.randint(settings.num_classes, (settings.batch_size,), device=device)
     found = {}
     for stage, loss in bench_step.STAGES.items():
-        step = bench_step.our_step(loss, bench_step.build(settings, device), settings)
+        step = bench_step.our_step(loss, bench_step.build_on(device, settings), settings)
         bench_step.seconds(step, x, y)  # warms up
         times = [bench_step.seconds(step, x, y) for _ in range(repeats)]
         found[f"stage {stage}"] = statistics.median(times)
