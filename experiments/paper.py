@@ -91,13 +91,12 @@ def jobs(name: str, scale: Scale, args: Namespace) -> list[Namespace]:
         images = 10_000 if eps == [0] else scale.images  # clean images cost nothing
         if args.scale == "digits":
             methods = [STRONGER.get(method, method) for method in methods]
-        words = ["--methods", *methods, "--depth", *depths, "--eps", *eps, "--n", M]
-        words += ["--seeds", seeds, "--epochs", scale.epochs, "--images", images]
-        words += ["--data", args.data or scale.data, "--out", Path(args.out) / args.scale]
-        words += ["--results", Path(args.results) / scale.folder]
-        words += ["--shard", "/".join(map(str, args.shard))]
-        words += ["--device", args.device] if args.device else []
-        found.append(compare.comparison_parser().parse_args(list(map(str, words))))
+        job = compare.comparison_parser().parse_args([])
+        vars(job).update(methods=methods, depth=depths, eps=eps, n=M, seeds=seeds, images=images)
+        vars(job).update(epochs=scale.epochs, data=args.data or scale.data, device=args.device)
+        vars(job).update(out=str(Path(args.out) / args.scale), shard=args.shard)
+        vars(job).update(results=str(Path(args.results) / scale.folder))
+        found.append(job)
 
     if name == "table4":
         for methods, M in ((["soe"], 3), (["plain"], 1), (["plain"], 3)):
