@@ -20,7 +20,7 @@ from attacks import ATTACKS, Attack, attacks_at, expert_losses, routes
 from baselines.models import build
 from data.images import read_images
 from models import Collaboration, Ensemble, ask_experts, vote
-from support import files, options, pictures, speed
+from support import checkpoints, files, options, pictures, speed
 from support.tables import percent, print_answers, print_report, specialisation
 
 BATCH_SIZE = 250
@@ -31,10 +31,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
 
     Runs no code from it. Raises FileNotFoundError; ValueError where it does not fit models.py.
     """
-    checkpoint = files.load_checkpoint(path)
-    with files.reading(files.in_folder(path), "checkpoint of this version"):
+    checkpoint = checkpoints.load(path)
+    with files.reading(checkpoints.in_folder(path), "checkpoint of this version"):
         model = build(checkpoint["settings"])
-        files.load_weights(model, checkpoint)
+        checkpoints.load_weights(model, checkpoint)
     return model.to(device).eval()
 
 
@@ -138,7 +138,7 @@ def run(args: Namespace) -> None:
     """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
     device = options.pick_device(args.device)
     model = load(args.checkpoint, device)
-    settings = files.load_checkpoint(args.checkpoint)["settings"]
+    settings = checkpoints.load(args.checkpoint)["settings"]
     speed.gather(model)
     eps = settings["eps"] if args.eps is None else args.eps
     attacks = {name: attacks_at(eps)[name] for name in args.attack or ["pgd"]}

@@ -17,7 +17,7 @@ from baselines.models import Mixture, build
 from experiments import evaluate
 from experiments.fixtures import SMALL, interrupt, same_weights, train_small
 from models import Ensemble, ResNet
-from support import files
+from support import checkpoints
 from support.tables import print_answers
 from train_submodel import best_expert_loss, training_attack
 
@@ -449,7 +449,7 @@ def test_a_baseline_resumes_bit_for_bit(module, tmp_path, monkeypatch):
     """Adam's moments, DVERGE's layer and the gate come back too."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_small(whole, "--random-start", script=module)
-    save = files.save_checkpoint
+    save = checkpoints.save
 
     def stop(path, checkpoint):
         save(path, checkpoint)
@@ -457,13 +457,13 @@ def test_a_baseline_resumes_bit_for_bit(module, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(files, "save_checkpoint", stop)
+        patch.setattr(checkpoints, "save", stop)
         train_small(cut, "--random-start", script=module)
     assert stopped.value.code == 130 and not same_weights(whole, cut)
     module.main(["--resume", str(cut)])
     assert same_weights(whole, cut)
     if module is adp:
-        (group,) = files.load_checkpoint(cut)["optimizer"]["param_groups"]
+        (group,) = checkpoints.load(cut)["optimizer"]["param_groups"]
         assert (group["eps"], group["weight_decay"], group["initial_lr"]) == (1e-7, 1e-4, 1e-3)
 
 

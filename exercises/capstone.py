@@ -42,7 +42,7 @@ from exercises.check import end_group, start_child
 from exercises.child import own_module
 from experiments.evaluate import DECIDE, attacks_at, doubts, report
 from experiments.intervals import paired_difference
-from support import files, options
+from support import checkpoints, files, options
 from support.tables import percent
 
 FOLDS, EPS, BATCH = 5, 0.1, 128
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{percent(worst):.1f} % under the worst attack: one fold, a tenth of the budget")
             return
         files.write(out, json.dumps(result).encode())
-        files.save_checkpoint(out.with_suffix(".pt"), weights)
+        checkpoints.save(out.with_suffix(".pt"), weights)
         entries = (HERE / "entries").glob("*.json")
         others = [path for path in entries if path != out.resolve()]
         print(table([result, *(json.loads(path.read_text()) for path in sorted(others))]))

@@ -35,7 +35,7 @@ from baselines.methods import Method
 from experiments import pictures, records, soft_synergy, tables, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
-from support import files, options, speed
+from support import checkpoints, files, options, speed
 
 METHODS = baselines.methods.METHODS | {
     "soft-synergy": Method(
@@ -100,7 +100,7 @@ def evaluate(
 ) -> dict:
     """What the model in `folder` does when it is attacked itself, with all that it takes to repeat
     it. Raises ValueError where it was trained on other data, OSError."""
-    checkpoint = files.load_checkpoint(folder)
+    checkpoint = checkpoints.load(folder)
     settings = checkpoint["settings"]
     if settings["data_checksum"] != dataset.checksum:
         raise ValueError(f"{folder} was trained on other images: name another --out")

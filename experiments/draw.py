@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import infer
 from attacks import attacks_at, routes
 from models import ask_experts
-from support import files, options
+from support import checkpoints, options
 
 PAGE = Path(__file__).with_suffix(".html")
 
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def server(run: str, port: int, device_name: str | None) -> ThreadingHTTPServer:
     """Serves the page of a trained model on 127.0.0.1. Raises ValueError, OSError."""
-    settings = files.load_checkpoint(run)["settings"]
+    settings = checkpoints.load(run)["settings"]
     if settings["image_shape"][0] != 1:
         raise ValueError(f"{run} was trained on colour images: the page draws in grey")
     names = settings.get("class_names") or map(str, range(settings["num_classes"]))

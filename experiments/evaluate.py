@@ -33,7 +33,7 @@ from experiments import pictures
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
 from experiments.transfer_set import load_transfer
 from models import Collaboration, Ensemble, ask_experts
-from support import files, options, speed
+from support import checkpoints, files, options, speed
 from support.tables import percent, print_report
 
 ATTACKS = (*(name for name in attacks.ATTACKS if name != "adaptive"), "apgd", "adaptive")
@@ -252,7 +252,7 @@ def run(args: Namespace) -> None:
     device = options.pick_device(args.device)
     model = part_of(infer.load(args.checkpoint, device), args.part, args.temperature)
     speed.gather(model)
-    settings = files.load_checkpoint(args.checkpoint)["settings"]
+    settings = checkpoints.load(args.checkpoint)["settings"]
     if args.eps is None and settings["eps"] == 0:
         raise ValueError("the checkpoint was trained without attacks: give --eps")
     args.eps = args.eps or [settings["eps"]]
@@ -271,7 +271,7 @@ def run(args: Namespace) -> None:
     made_here = [name for name in names if name not in TRANSFER]
     others = [infer.load(other, device) for other in args.others]
     for path in args.others:
-        if files.load_checkpoint(path)["settings"]["data_checksum"] != dataset.checksum:
+        if checkpoints.load(path)["settings"]["data_checksum"] != dataset.checksum:
             raise ValueError(f"{path} was trained on other images")
     folder = Path(args.checkpoint)
     folder = folder if folder.is_dir() else folder.parent

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_collab
-from support import files
+from support import checkpoints
 
 torch.set_num_threads(1)  # for small networks a second costs more than it gives
 SMALL = "--depth 2 --n 2 --epochs 4 --steps 2 --eps 0.1 --device cpu".split()
@@ -57,13 +57,13 @@ def stop_training(out: str | Path, *more: str, script=train_collab) -> None:
 
 def same_weights(a: Path, b: Path) -> bool:
     """Bit for bit, of two checkpoints."""
-    a, b = (files.load_checkpoint(path)["model"] for path in (a, b))
+    a, b = (checkpoints.load(path)["model"] for path in (a, b))
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def change_checkpoint(path: Path, new: Path, settings: dict | None = None, **changes) -> None:
     """Writes `path`'s checkpoint to `new`, with some of its contents, or settings, changed."""
-    checkpoint = files.load_checkpoint(path)
+    checkpoint = checkpoints.load(path)
     changes["settings"] = checkpoint["settings"] | (settings or {})
     torch.save(checkpoint | changes, new)
 

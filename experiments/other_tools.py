@@ -24,7 +24,7 @@ from attacks import pgd, square
 from experiments.autopgd import apgd
 from experiments.evaluate import DECIDE, attacks_at, report
 from models import Collaboration, ResNet, ask_experts
-from support import files, options
+from support import checkpoints, files, options
 from support.tables import percent
 
 
@@ -137,7 +137,7 @@ def run(args: Namespace) -> None:
         compare(model, x, y, squares, 10, left=torch.ones_like(y, dtype=torch.bool))
         return
     model = infer.load(args.checkpoint)
-    settings = files.load_checkpoint(args.checkpoint)["settings"]
+    settings = checkpoints.load(args.checkpoint)["settings"]
     dataset = data.load_as_trained(settings, args.data)
     x, y = dataset.test_images("cpu", dataset.choose_test_images(args.images))
     ours = report(model, x, y, attacks_at(DECIDE, model, eps))["correct"]["worst"]

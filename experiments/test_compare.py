@@ -12,7 +12,7 @@ import train_submodel
 from baselines import plain
 from experiments import compare
 from experiments.fixtures import arrays, same_weights
-from support import files
+from support import checkpoints
 
 SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd apgd --steps 2 --images 20".split()
 
@@ -111,7 +111,7 @@ def test_other_attacks_of_the_same_models_go_into_another_folder(tmp_path):
 def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
     flags = ["--methods", "plain", "--seeds", "2", "--epochs", "4"]
     compare_small(tmp_path / "whole", *flags)
-    save = files.save_checkpoint
+    save = checkpoints.save
 
     def stop(path, checkpoint):
         save(path, checkpoint)
@@ -119,11 +119,11 @@ def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(files, "save_checkpoint", stop)
+        patch.setattr(checkpoints, "save", stop)
         compare_small(tmp_path / "cut", *flags)
     assert stopped.value.code == 130 and list(results(tmp_path / "cut")) == ["plain 0"]
     (second,) = (tmp_path / "cut").glob("*-seed1/model.pt")
-    assert files.load_checkpoint(second)["epoch"] == 2
+    assert checkpoints.load(second)["epoch"] == 2
     compare_small(tmp_path / "cut", *flags)
     assert "epoch 3/4" in (tmp_path / "cut" / f"{second.parent.name}.log").read_text()
     cut, whole = (results(tmp_path / name)["plain 1"]["correct"] for name in ("cut", "whole"))

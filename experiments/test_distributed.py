@@ -14,7 +14,7 @@ import torch
 import infer
 import train_collab
 from experiments.fixtures import SMALL, interrupt, train_small
-from support import files
+from support import checkpoints
 
 ROOT = Path(__file__).parent.parent
 SMALL = [*SMALL, "--precision", "float32"]
@@ -42,7 +42,7 @@ GRADIENT = """
 import sys, torch
 sys.path.insert(0, {root!r})
 from models import Collaboration, ResNet
-from support import ranks
+from support import checkpoints, ranks
 import train_submodel
 
 ranks.start("cpu")
@@ -78,7 +78,7 @@ WEIGHTS = """
 import sys, torch
 sys.path.insert(0, {root!r})
 import train_collab
-from support import ranks, runs
+from support import checkpoints, ranks, runs
 
 def keep(run, report):
     torch.save(run.model.state_dict(), f"{{sys.argv[1]}}-{{ranks.rank()}}.pt")
@@ -119,14 +119,14 @@ def test_two_processes_reach_the_accuracy_of_one(tmp_path):
 
 
 def test_a_run_resumes_with_another_number_of_ranks(tmp_path, monkeypatch):
-    save, out = files.save_checkpoint, tmp_path / "run"
+    save, out = checkpoints.save, tmp_path / "run"
 
     def stop(path, checkpoint):
         save(path, checkpoint)
         if checkpoint["epoch"] == 3:
             interrupt()
 
-    monkeypatch.setattr(files, "save_checkpoint", stop)
+    monkeypatch.setattr(checkpoints, "save", stop)
     with pytest.raises(SystemExit):
         train_small(out, *SMALL)
     done = torchrun("train_collab.py", "--resume", out, "--device", "cpu")

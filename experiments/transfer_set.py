@@ -31,7 +31,7 @@ from attacks import Loss, cross_entropy, cw_loss, in_batches, pgd
 from baselines import plain
 from experiments import train_or_resume
 from models import Block, ask_experts
-from support import files, options
+from support import checkpoints, files, options
 from support.tables import percent
 
 SIZES = (3, 5, 8)  # members of the surrogates
@@ -111,7 +111,7 @@ def surrogate(dataset: data.Data, size: int, args: Namespace) -> nn.Module:
     flags = ["--eps=0", f"--n={size}", f"--seed={args.seed + size}"]
     flags += [f"--epochs={args.epochs}"] if args.epochs else []
     train_or_resume(plain.main, folder, args.data, args.device, flags)
-    settings = files.load_checkpoint(folder)["settings"]
+    settings = checkpoints.load(folder)["settings"]
     if (settings["method"], settings["n"], settings["eps"]) != ("plain", size, 0):
         what = f"plain ensemble of {size} trained on clean images"
         raise ValueError(f"{folder} holds no {what}: name another folder")

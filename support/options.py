@@ -12,6 +12,8 @@ from math import inf
 
 import torch
 
+from support import files
+
 # These may stand beside --resume.
 MOVABLE = {"data", "device", "precision", "threads", "compile", "graph"}
 
@@ -64,8 +66,6 @@ class Parser(argparse.ArgumentParser):
                 raise
             self.exit(2)  # the process that speaks has said why
         finally:
-            from support import files  # which needs this module
-
             files.give_up_claims()
 
     def parse_given(self, argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:

@@ -26,7 +26,7 @@ import models
 from attacks import expert_losses
 from baselines.models import build
 from data import images
-from support import files, options, pictures, ranks, report, speed, tables
+from support import checkpoints, files, options, pictures, ranks, report, speed, tables
 
 
 def start(
@@ -67,7 +67,7 @@ def _set_up(
         checkpoint = _checkpoint_to_resume(settings.resume, settings.method, given - {"resume"})
         moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
         here = {"out": settings.resume, "resume": None}
-        with files.reading(files.in_folder(settings.resume), "checkpoint"):
+        with files.reading(checkpoints.in_folder(settings.resume), "checkpoint"):
             parser.check_values(checkpoint["settings"])
             stages_done = [entry["stage"] for entry in checkpoint["history"]]
             if stages_done != sorted(stages_done) or not set(stages_done) <= set(stages):
@@ -91,12 +91,12 @@ def _set_up(
     model = build(vars(settings)).to(device, memory_format=torch.channels_last)
     speed.gather(model)
     if checkpoint:
-        with files.reading(files.in_folder(settings.out), "checkpoint"):
-            files.load_weights(model, checkpoint)
-            files.set_rng_state(checkpoint["rng"], device)
+        with files.reading(checkpoints.in_folder(settings.out), "checkpoint"):
+            checkpoints.load_weights(model, checkpoint)
+            checkpoints.set_rng_state(checkpoint["rng"], device)
     else:
         if getattr(settings, "submodels", None) is not None:
-            files.load_weights(model, _stage1_checkpoint(settings))
+            checkpoints.load_weights(model, _stage1_checkpoint(settings))
         settings.out = ranks.from_rank_0(None if ranks.rank() else make_folder(settings))
     lock = None if ranks.rank() else files.lock(settings.out)
     return Run(parser, settings, dataset, model, checkpoint, lock)
@@ -211,7 +211,7 @@ class Run:
                     )
         stage_has_ended = self.history[-1]["stage"] == stage  # now, and not in an earlier run
         if stage_has_ended and stage < max(self.settings.stage_epochs) and ranks.rank() == 0:
-            files.save_checkpoint(self.out / "submodels.pt", self.checkpoint)
+            checkpoints.save(self.out / "submodels.pt", self.checkpoint)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch's batches, this rank's share of each: x [B, C, H, W] in [0, 1], y [B]."""
@@ -262,10 +262,10 @@ class Run:
             "scheduler": scheduler.state_dict(),
             "epoch": len(self.history),
             "history": self.history,
-            "rng": files.rng_state(self.device),
+            "rng": checkpoints.rng_state(self.device),
         }
         if ranks.rank() == 0:
-            files.save_checkpoint(self.out / "model.pt", self.checkpoint)
+            checkpoints.save(self.out / "model.pt", self.checkpoint)
 
     def finish(self, evaluate: Callable[[nn.Module, Tensor, Tensor, float], dict]) -> None:
         """Prints the table, evaluate(model, x, y, eps), and writes curves.png, metrics.json, which
@@ -385,7 +385,7 @@ def _checkpoint_to_resume(folder: str, method: str, given: set[str]) -> dict:
         raise ValueError(f"--resume takes its settings from the checkpoint: leave out {flags}")
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"--resume {folder}: there is no such folder")
-    checkpoint = files.load_checkpoint(folder)
+    checkpoint = checkpoints.load(folder)
     if (theirs := checkpoint["method"]) != method:
         raise ValueError(f"{folder} holds a run of {theirs}, not {method}: use that script")
     if (Path(folder) / "metrics.json").exists():
@@ -397,7 +397,7 @@ def _stage1_checkpoint(settings: Namespace) -> dict:
     """The checkpoint --submodels. Raises ValueError where it is not the end of a stage 1, or n,
     depth, eps, data or score are others."""
     path = settings.submodels
-    checkpoint = files.load_checkpoint(path)
+    checkpoint = checkpoints.load(path)
     theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
     if checkpoint["method"] not in ("soe", "soe-stage1"):
         raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")

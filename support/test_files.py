@@ -12,7 +12,7 @@ import torch
 import infer
 import train_collab
 from experiments.fixtures import SMALL, arrays, change_checkpoint, interrupt, stop_training
-from support import files
+from support import checkpoints, files
 
 
 class Code:
@@ -47,12 +47,12 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
     Path("text.pt").write_text("hello")
     torch.save({"model": Code()}, "code.pt")
     torch.save([1, 2], "list.pt")
-    torch.save(files.load_checkpoint(whole)["model"], "weights.pt")
+    torch.save(checkpoints.load(whole)["model"], "weights.pt")
     np.savez("own.npz", **arrays())
     os.mkfifo("fifo")
     at = content.find(b"\0" * 64) + 300  # somewhere in the first weights
     Path("bit.pt").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-    model = files.load_checkpoint(whole)["model"]
+    model = checkpoints.load(whole)["model"]
     model["experts.0.p_head.bias"][0] = torch.nan
     change_checkpoint(whole, "nan.pt", model=model)
     Path("flipped.pt").write_bytes(content.replace(b"PK\1\2", b"PK\1\3"))
@@ -93,7 +93,7 @@ def test_nor_one_that_its_own_script_would_not_take(name, lie, whole, tmp_path, 
 def test_weights_that_do_not_fit_say_what_may_have_changed(whole, tmp_path, refused):
     """As after a change of models.py: other names, or another shape, under the same settings."""
     stop_training(tmp_path / "stopped")
-    weights = files.load_checkpoint(whole)["model"]
+    weights = checkpoints.load(whole)["model"]
     weights["experts.0.e_head.weight"] = torch.zeros(1, 16)
     misfit = tmp_path / "stopped" / "model.pt"
     change_checkpoint(misfit, misfit, model=weights)

@@ -29,7 +29,7 @@ from experiments.fixtures import (
     stop_training,
     train_small,
 )
-from support import files, runs
+from support import checkpoints, files, runs
 
 
 def metrics(folder):
@@ -37,7 +37,7 @@ def metrics(folder):
 
 
 def stages(path):
-    return [entry["stage"] for entry in files.load_checkpoint(path)["history"]]
+    return [entry["stage"] for entry in checkpoints.load(path)["history"]]
 
 
 # ----------------------------------------------------------------------------- a run that is ended
@@ -110,7 +110,7 @@ def test_the_command_to_resume_is_right_from_another_folder_too(tmp_path, monkey
     "where, says",
     [
         ("data.load", "stopped"),
-        ("support.files.save_checkpoint", "stopped; nothing was trained yet"),
+        ("support.checkpoints.save", "stopped; nothing was trained yet"),
     ],
 )
 def test_ctrl_c_with_nothing_to_resume_says_so(where, says, tmp_path, monkeypatch, capsys):
@@ -146,7 +146,7 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(tmp_path, monkey
     monkeypatch.setattr(train_submodel, "sample_loss", poisoned)
     error = refused(train_collab, *SMALL, "--out", tmp_path / "run")
     assert "epoch 2 of stage 1" in error and "--lr" in error
-    checkpoint = files.load_checkpoint(tmp_path / "run")
+    checkpoint = checkpoints.load(tmp_path / "run")
     assert checkpoint["epoch"] == 1
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
 
@@ -299,7 +299,11 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path, monkeypatch, ref
 
 def test_robust_accuracy_is_that_of_pgd_on_200_training_images(whole):
     """After each epoch; no test image is looked at."""
-    checkpoint, digits, model = files.load_checkpoint(whole), data.load("digits"), infer.load(whole)
+    checkpoint, digits, model = (
+        checkpoints.load(whole),
+        data.load("digits"),
+        infer.load(whole),
+    )
     settings = Namespace(**checkpoint["settings"] | {"eps": 0.5, "alpha": 0.2})
     order = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:200]
     x, y = digits.x_train[order].float() / 255, digits.y_train[order]
@@ -313,7 +317,7 @@ def test_robust_accuracy_is_that_of_pgd_on_200_training_images(whole):
 @pytest.mark.parametrize("first, stages", [(0, [2, 2, 2, 2]), (1, [1, 2, 2, 2]), (4, [1] * 4)])
 def test_stage1_epochs_leave_the_rest_to_stage_2(first, stages, tmp_path):
     train_small(tmp_path / "run", "--epochs", "4", "--stage1-epochs", str(first))
-    history = files.load_checkpoint(tmp_path / "run")["history"]
+    history = checkpoints.load(tmp_path / "run")["history"]
     assert [entry["stage"] for entry in history] == stages
 
 
