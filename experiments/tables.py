@@ -369,10 +369,13 @@ def readings(results: list[dict]) -> Rows:
 
 
 def dial(results: list[dict]) -> dict[str, dict[float, dict[str, float]]]:
-    """{data: {sigma: {line: percent}}} of SoE with one rule of confidence, half and half."""
+    """{data: {sigma: {line: percent}}} of SoE, half and half, where sigma alone is not the default.
+    Which rule of confidence it is `results` decide."""
     found: dict[str, dict] = {}
     for run in results:
         s, table = run["settings"], run["table"]
+        if not s["eps"] or not set(run["method"].split()[1::2]) <= {"--confidence", "--sigma"}:
+            continue
         of = {"an expert alone": statistics.mean(alone(run)), "any expert": table["any"]["clean"]}
         of |= {"the vote": table["vote"]["clean"], "the collaboration": table[run["row"]]["clean"]}
         of["the collaboration, worst attack"] = table[run["row"]]["worst"]
@@ -630,7 +633,7 @@ def drawn() -> dict[str, bytes]:
         "attacks_by_eps.png": pictures.accuracy_by_eps(by_eps, of_model["row"]),
         "scaling.png": pictures.scaling(scaling),
         "dial.png": pictures.dial(
-            dial(matching("readings/*-soe-confidencerectified-sigma*seed0.json"))
+            dial(matching("readings/*-soe-confidencerectified-*depth2-*seed0.json"))
         ),
     }
 
