@@ -296,7 +296,8 @@ def in_batches(attack: Attack, batch_size: int = 250) -> Attack:
 def attacks_at(eps: float, steps: int = 20, queries: int = 1000) -> dict[str, Attack]:
     """{name: fn(model, x, y) -> x_adv, each image's worst point}.
 
-    Steps are eps / 5 as in the authors' evaluation, eps in FGSM and a tenth of eps in MIM.
+    Steps are eps / 5 as in the authors' evaluation, eps in FGSM, a tenth of eps in MIM, and fall
+    from 2 eps in `adaptive`.
     """
     pgd_, alpha = partial(pgd, eps=eps, keep_best=True), eps / 5
     from_anywhere = partial(pgd_, alpha=alpha, steps=steps, random_start=True)

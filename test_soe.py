@@ -74,7 +74,7 @@ def test_sigma_leads_from_the_minimum_to_the_mean():
 
 def soe_settings(**changed):
     """The defaults of train_collab.py, for three experts."""
-    defaults = vars(train_submodel.soe_parser("", "").parse_args([]))
+    defaults = vars(train_collab.parser().parse_args([]))
     return Namespace(**defaults | {"alpha": 0.01} | changed)
 
 

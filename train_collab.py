@@ -38,7 +38,7 @@ def attack_both(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
 def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """The loss of collaboration training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
     attack = attack_both if settings.both else training_attack
-    batches = clean_and_attacked(model, x, y, settings, attack)  # x, x~_c
+    batches = clean_and_attacked(model, x, y, settings, attack)  # x, and x~_c or both kinds
     # settings.n is M: see stage1_loss
     return settings.n * sum(sample_loss(model, batch, y, settings).mean() for batch in batches)
 
@@ -48,6 +48,8 @@ def parser() -> options.Parser:
     add = parser.method.add_argument
     what = "epochs of stage 1; stage 2 gets the rest (default: half of --epochs)"
     add("--stage1-epochs", type=options.count_or_0, metavar="E", help=what)
+    what = "stage 2 attacks each expert, too, on half of the images (default: on none)"
+    add("--both", action="store_true", help=what)
     what = "checkpoint of stage 1; all epochs are then stage 2's"
     add("--submodels", metavar="FILE", help=what)
     return parser

@@ -68,7 +68,7 @@ def confidence_weighted_loss(losses: Tensor, score: Tensor) -> Tensor:
     """sum_j softmax_j(g) l_j, in the authors' code where Eq. 7 stands in the paper: [M, B], [M, B]
     -> [B]; no gradient flows through the weights.
 
-    They are nearly uniform, since every confidence g = sigmoid(score) lies in (0, 1).
+    They differ by less than a factor e, as every confidence g = sigmoid(score) lies in (0, 1).
     """
     return (torch.softmax(score.sigmoid().detach(), 0) * losses).sum(0)
 
@@ -83,7 +83,7 @@ def confidence_loss(score: Tensor, p_y: Tensor) -> Tensor:
 
 
 def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """l^_m + lambda * mean_j BCE_j of each image: x [B, C, H, W], y [B] -> [B]."""
+    """l^_m, or the authors' weighted sum, + lambda * mean_j BCE_j: x [B, C, H, W], y [B] -> [B]."""
     logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
     losses = expert_losses(logits, y)  # l_j, [M, B]
     if settings.weights == "best":
@@ -164,10 +164,6 @@ def soe_parser(description: str, prog: str) -> options.Parser:
     add("--lambda", default=1.0, help="lambda, the weight of the confidence loss", **lambda_)
     what = "the confidence: the E head's g alone, or max_k f_k * g as in the authors' code"
     add("--confidence", choices=CONFIDENCES, default="ehead", help=what)
-    what = (
-        "stage 2 attacks each expert, too, on half of the images (default: the collaboration alone)"
-    )
-    add("--both", action="store_true", help=what)
     return parser
 
 

@@ -4,7 +4,7 @@ A new one is a file beside this one, and one line here.
 """
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -49,13 +49,19 @@ METHODS = {
 }
 
 
-def units_of_a_batch(method: Method, M: int, S: int, eps: float = 1) -> dict[int, int]:
+def units_of_a_batch(
+    method: Method, M: int, S: int, eps: float = 1, flags: Sequence[str] = ()
+) -> dict[int, int]:
     """{stage: what a batch costs}, counted while a small model takes a step of each loss.
 
     A unit is one member's forward pass on one batch; a backward pass to the input or to the weights
-    is one more, and a second derivative (GAL's) costs as much again. M members, S steps of PGD.
+    is one more, and a second derivative (GAL's) costs as much again. M members, S steps of PGD;
+    `flags` are the method's others.
     """
-    settings = vars(method.parser().parse_args([])) | {"model": method.model, "steps_per_epoch": 1}
+    settings = vars(method.parser().parse_args(flags)) | {
+        "model": method.model,
+        "steps_per_epoch": 1,
+    }
     settings |= {"n": M, "steps": S, "eps": eps, "alpha": 0.01, "depth": 8}
     settings |= {"image_shape": [1, 8, 8], "num_classes": 10}
     units, seen = {}, []

@@ -38,7 +38,7 @@ from experiments.compare import units_of_a_batch
 from experiments.tables import PAPER
 from support import files, options, speed
 from support.tables import duration
-from train_submodel import TrainingLoss, soe_parser
+from train_submodel import TrainingLoss
 
 Step = Callable[[Tensor, Tensor], object]  # x [B, C, H, W], y [B]: one step of training
 STAGES = dict(enumerate(METHODS["soe"].losses, 1))
@@ -55,7 +55,7 @@ def settings_of(parser: options.Parser, model: str, **changed) -> Namespace:
 
 
 def soe_settings(**changed) -> Namespace:
-    return settings_of(soe_parser("", ""), "collaboration", **changed)
+    return settings_of(METHODS["soe"].parser(), "collaboration", **changed)
 
 
 # ---------------------------------------------------------------------------------- the plain way

@@ -50,7 +50,8 @@ OF_ALL = "give it to the comparison itself"
 @functools.cache
 def units_of_a_batch(method: str, M: int, S: int, eps: float = 1) -> dict[int, int]:
     """{stage: units of a batch} of a method, perhaps with flags: M members, S steps of PGD."""
-    return baselines.methods.units_of_a_batch(METHODS[method.split()[0]], M, S, eps)
+    name, *flags = method.split()
+    return baselines.methods.units_of_a_batch(METHODS[name], M, S, eps, flags)
 
 
 def epochs_at_equal_cost(
@@ -143,7 +144,7 @@ def evaluation(args: Namespace, images: int) -> dict:
 def comparison_parser() -> options.Parser:
     parser = options.Parser(__doc__, prog="-m experiments.compare")
     add, count = parser.add_argument, options.count
-    what = "names of METHODS, perhaps with flags of its script (default: all, and adp, gal by SGD)"
+    what = "names of METHODS, perhaps with flags (default: all but ours, and adp, gal by SGD)"
     add("--methods", nargs="+", type=known_method, metavar="METHOD", default=DEFAULT, help=what)
     add("--depth", type=options.depth, nargs="+", default=[20], help="depths of each ResNet")
     add("--eps", type=options.radius_or_0, nargs="+", default=[0.03], help="radii of the attack")

@@ -113,11 +113,13 @@ def append(paths: list[Path], name: str) -> int:
     """Adds these files' records under `name`; returns how many lines. Raises ValueError where one
     is stored already, or was written by another command."""
     lines: dict[str, list[dict]] = {RUNS: [], ATTACKS: []}
+    new: set[str] = set()
     for path in paths:
         found, key = read(path), f"{name}/{path.name}"
         del found["file"]
-        if key in stored(RESULTS):
+        if key in (*stored(RESULTS), *new):
             raise ValueError(f"{key} is stored already")
+        new.add(key)
         if "method" not in found and not isinstance(found.get("eps"), dict):
             raise ValueError(f"{path} was written by neither compare nor evaluate")
         lines[RUNS if "method" in found else ATTACKS] += encode(key, found)
@@ -143,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: Namespace) -> None:
     """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
     if not re.fullmatch(r"[\w-]+", args.name):
-        raise ValueError(f"--name {args.name}: letters, digits and - alone")
+        raise ValueError(f"--name {args.name}: letters, digits, _ and - alone")
     count = append(list(map(Path, args.files)), args.name)
     print(f"added {count} lines to {RESULTS}")
 

@@ -348,7 +348,7 @@ def readings(results: list[dict]) -> Rows:
         return sum(difference) >= 0, signed(*difference)
 
     rows = [["reading", "stages", "clean", "each expert", "Square", "worst"]]
-    rows[0] += ["(a) spread", "(b) less one network", "(c) less plain-together", "supported"]
+    rows[0] += ["(a) spread, lead", "(b) less one network", "(c) less plain-together", "supported"]
     attacked = [run for (*_, eps), run in at.items() if eps]
     for run in sorted(attacked, key=lambda run: -run["table"][run["row"]]["worst"]):
         of_all, experts = run["table"][run["row"]], alone(run)
@@ -360,7 +360,8 @@ def readings(results: list[dict]) -> Rows:
             row[1], spread = stages[first], max(experts) - min(experts)
             # without attacks the stages have one loss, so either alone is the same run
             clean = at.get((run["method"].replace("epochs 12", "epochs 0"), 3, 0))
-            met[0] = round(spread, 1) <= 3 and of_all["clean"] >= max(experts), f"{spread:.1f}"
+            lead = of_all["clean"] - max(experts)  # of the collaboration
+            met[0] = round(spread, 1) <= 3 and lead >= 0, f"{spread:.1f}, {lead:+.1f}"
             met[1] = less(clean, at.get(("plain", 1, 0)), "clean")
             met[2] = less(run, at.get(("plain-together", 3, 0.03)), "square")
         row += [said if yes is None else f"{'yes' if yes else 'no'}: {said}" for yes, said in met]

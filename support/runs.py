@@ -6,6 +6,7 @@ with runs.start(parser, argv, method="soe", model="collaboration", stages=(1, 2)
     run.finish(infer.pgd_report)
 """
 
+import contextlib
 import json
 import math
 import shlex
@@ -150,8 +151,9 @@ class Run:
 
     def __exit__(self, kind, error, traceback) -> None:
         if self.lock is not None:
+            with contextlib.suppress(OSError):  # as on Windows, where it is open
+                (self.out / files.LOCK).unlink()
             self.lock.release()
-            (self.out / files.LOCK).unlink(missing_ok=True)
         torch.set_num_threads(self.threads_before)
         how = "nothing was trained yet"
         if (self.out / "model.pt").exists():
@@ -177,7 +179,7 @@ class Run:
         """
         total = self.settings.stage_epochs.get(stage, 0)
         done = sum(entry["stage"] == stage for entry in self.history)
-        if not total:  # --submodels has taken its place
+        if not total:  # --submodels or --stage1-epochs left it none
             return
         if 0 < done < total:
             with files.reading(self.out / "model.pt", "checkpoint"):

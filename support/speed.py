@@ -1,7 +1,7 @@
 """A faster training step: bfloat16, compiled networks, one CUDA graph, a gathered forward.
 
-On a GPU the experts are compiled and a whole step is captured as one CUDA graph. What fails there
-(no C compiler, say) is left out, with one line that says what that costs.
+On a GPU the experts are compiled and a whole step is captured as one CUDA graph. Where either
+fails (no C compiler, say), steps run the plain way, and one line says so.
 """
 
 import sys

@@ -1,7 +1,5 @@
 """Synergy of Experts: half of the budget for stage 1, half for stage 2."""
 
-from argparse import Namespace
-
 from train_collab import stage2_loss
 from train_submodel import stage1_loss
 
@@ -9,5 +7,4 @@ COMBINE = "collaboration"
 
 
 def loss(model, x, y, settings):
-    settings = Namespace(**vars(settings), weights="best")
     return (stage1_loss if settings.progress < 0.5 else stage2_loss)(model, x, y, settings)
