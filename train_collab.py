@@ -11,34 +11,16 @@ Without --submodels each stage has half of the epochs, its own schedule and fres
 
 from argparse import Namespace
 
-import torch
 from torch import Tensor, nn
 
 import infer
 from support import options, runs
-from train_submodel import (
-    clean_and_attacked,
-    sample_loss,
-    soe_parser,
-    stage1_loss,
-    train,
-    training_attack,
-)
-
-
-def attack_both(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
-    """x~_c for half of the batch, x~_i for an equal part of the rest for each i: [B, C, H, W]."""
-    half, M = len(x) // 2, settings.n
-    attacked = [training_attack(model, x[:half], y[:half], settings)]
-    rest = zip(model.experts, x[half:].tensor_split(M), y[half:].tensor_split(M))
-    attacked += [training_attack(expert.logits, *part, settings) for expert, *part in rest]
-    return torch.cat(attacked)
+from train_submodel import clean_and_attacked, sample_loss, soe_parser, stage1_loss, train
 
 
 def stage2_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
     """The loss of collaboration training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
-    attack = attack_both if settings.both else training_attack
-    batches = clean_and_attacked(model, x, y, settings, attack)  # x, and x~_c or both kinds
+    batches = clean_and_attacked(model, x, y, settings)  # x, x~_c = PGD on what inference returns
     # settings.n is M: see stage1_loss
     return settings.n * sum(sample_loss(model, batch, y, settings).mean() for batch in batches)
 
@@ -48,8 +30,6 @@ def parser() -> options.Parser:
     add = parser.method.add_argument
     what = "epochs of stage 1; stage 2 gets the rest (default: half of --epochs)"
     add("--stage1-epochs", type=options.count_or_0, metavar="E", help=what)
-    what = "stage 2 attacks each expert, too, on half of the images (default: on none)"
-    add("--both", action="store_true", help=what)
     what = "checkpoint of stage 1; all epochs are then stage 2's"
     add("--submodels", metavar="FILE", help=what)
     return parser

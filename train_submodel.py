@@ -35,14 +35,12 @@ def training_attack(
     return pgd(model, x, y, eps, alpha, steps, random_start=settings.random_start)
 
 
-def clean_and_attacked(
-    model: nn.Module, x: Tensor, y: Tensor, settings: Namespace, attack: Callable = training_attack
-) -> list[Tensor]:
-    """[x, x~], x~ = `attack` on the whole model; [x] where eps is 0. Ends in train mode."""
+def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> list[Tensor]:
+    """[x, x~], x~ = PGD against the whole model; [x] where eps is 0. Ends in train mode."""
     batches = [x]
     if settings.eps:
         model.eval().requires_grad_(False)  # the attack needs gradients for the input alone
-        batches.append(attack(model, x, y, settings))
+        batches.append(training_attack(model, x, y, settings))
     model.train().requires_grad_(True)
     return batches
 

@@ -59,7 +59,6 @@ def settings_of(combine: str) -> Namespace:
     attack = {"eps": EPS, "alpha": EPS / 3, "steps": 10, "random_start": False}
     how = {
         "weights": "best",
-        "both": False,
         "sigma": 1.0,
         "lambda_": 1.0,
         "progress": 0.0,
