@@ -184,6 +184,7 @@ def test_what_is_no_fraction_is_refused(text, refused):
 
 
 OTHERS = {"--help", "--nproc-per-node", "--torch-backend"}  # argparse's, torchrun's, uv's
+OTHERS |= {"--both", "--detach"}  # of commit 48d9328, whose results experiments/readings.md has
 TEXTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/*.md"))
 
 
