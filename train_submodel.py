@@ -55,7 +55,8 @@ def best_expert_loss(losses: Tensor, sigma: float) -> Tensor:
     """Eq. 7's smooth minimum l^_m over the experts' losses: [M, B] -> [B].
 
     It lies between min_j l_j - sigma ln M and min_j l_j; its gradient weighs expert j by
-    softmax_j(-l_j / sigma). At sigma = inf these weights are 1 / M: the mean of the losses.
+    softmax_j(-l_j / sigma). At sigma = inf: the mean of the losses, which is where
+    l^_m + sigma ln M tends to.
     """
     if math.isinf(sigma):
         return losses.mean(0)

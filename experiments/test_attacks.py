@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,6 +154,22 @@ def test_autopgd_stays_in_the_ball_repeats_by_seed_and_never_helps(name, network
     correct, still = model(x).argmax(1) == y, attacked(network, name)
     assert 0 < still.sum() < correct.sum() and not (still & ~correct).any()
     assert torch.equal(attacked(network, name), still)
+
+
+def test_falling_steps_are_half_a_cosine_wave():
+    """On a slope that never ends, from the image itself: four steps, of alpha to none."""
+    seen = []
+
+    def slope(z):
+        seen.append(z.detach().mean().item())
+        return torch.stack([-z.flatten(1).mean(1), z.flatten(1).mean(1)], 1)
+
+    x, y = torch.full((1, 1, 2, 2), 0.1), torch.zeros(1, dtype=torch.long)
+    last = pgd(slope, x, y, eps=0.8, alpha=0.2, steps=4, falling=True).mean().item()
+    cosine = [0.2 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(4)]
+    assert np.diff([*seen, last]) == pytest.approx(cosine, abs=1e-6)
+    how = attacks.far_and_near(eps=0.1, steps=20).keywords
+    assert how["falling"] and how["random_start"] and how["alpha"] == 0.2
 
 
 @pytest.mark.parametrize("name", ["pgd", "cw"])

@@ -64,6 +64,8 @@ def test_records_keep_what_a_file_says_to_the_last_bit(results, tmp_path_factory
     assert found["set/attacked.json"] == {k: v for k, v in attacked.items() if k != "images"}
     with pytest.raises(ValueError, match="set/run.json is stored already"):
         records.append([new / "run.json"], "set")
+    with pytest.raises(ValueError, match="set-2/run.json is stored already"):  # twice in one call
+        records.append([new / "run.json"] * 2, "set-2")
 
 
 def test_records_are_found_by_name_as_files_are(results, tmp_path_factory):
