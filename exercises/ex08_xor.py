@@ -9,6 +9,7 @@ of a trained SoE show the same thing?
 """
 
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +63,8 @@ def with_gradients(name: str) -> Callable:
 
 def fitted(which: int) -> Callable:
     def probe(own: object) -> list[float]:
-        xor_demo.vote_loss = own.vote_loss  # what accuracies trains the vote by
-        return [xor_demo.accuracies(seed, own.collaboration_loss)[which] for seed in range(4)]
+        with mock.patch.object(xor_demo, "vote_loss", own.vote_loss):  # accuracies trains by it
+            return [xor_demo.accuracies(seed, own.collaboration_loss)[which] for seed in range(4)]
 
     return probe
 
