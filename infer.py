@@ -20,8 +20,8 @@ from attacks import ATTACKS, Attack, attacks_at, expert_losses, routes
 from baselines.models import build
 from data.images import read_images
 from models import Collaboration, Ensemble, ask_experts, vote
-from support import checkpoints, files, options, pictures, speed
-from support.tables import percent, print_answers, print_report, specialisation
+from support import checkpoints, files, options, pictures
+from support.printing import percent, print_answers, print_report, specialisation
 
 BATCH_SIZE = 250
 
@@ -139,7 +139,6 @@ def run(args: Namespace) -> None:
     device = options.pick_device(args.device)
     model = load(args.checkpoint, device)
     settings = checkpoints.load(args.checkpoint)["settings"]
-    speed.gather(model)
     eps = settings["eps"] if args.eps is None else args.eps
     attacks = {name: attacks_at(eps)[name] for name in args.attack or ["pgd"]}
     if "adaptive" in attacks and not routes(model):

@@ -24,7 +24,7 @@ import xor_demo
 from attacks import adaptive, attacks_at, cross_entropy, cw_loss, expert_losses, pgd, square
 from experiments.fixtures import train_small
 from models import Collaboration, Ensemble, ResNet, rectified_score, vote
-from support import tables
+from support import printing
 from train_submodel import best_expert_loss, confidence_loss
 
 # ------------------------------------------------------------------ Eq. 7: the smooth minimum
@@ -74,7 +74,7 @@ def test_sigma_leads_from_the_minimum_to_the_mean():
 
 def soe_settings(**changed):
     """The defaults of train_collab.py, for three experts."""
-    defaults = vars(train_collab.parser().parse_args([]))
+    defaults = vars(train_collab.CollabSettings())
     return Namespace(**defaults | {"alpha": 0.01} | changed)
 
 
@@ -551,7 +551,7 @@ def test_e_heads_choose_better_than_the_best_fixed_expert(default_run):
     model, digits = infer.load(default_run[0]), data.load("digits")
     x = torch.cat([digits.x_train, digits.x_test]).float() / 255
     y = torch.cat([digits.y_train, digits.y_test])
-    disagree = tables.specialisation(*models.ask_experts(model, x), y)["disagree"]
+    disagree = printing.specialisation(*models.ask_experts(model, x), y)["disagree"]
     assert disagree["images"] >= 100
     assert disagree["best fixed"] < disagree["answering"] <= disagree["any"]
 

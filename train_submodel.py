@@ -11,8 +11,8 @@ Its checkpoint, RUN/model.pt, is where `train_collab.py --submodels` starts.
 """
 
 import math
-from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,30 +22,75 @@ import infer
 from attacks import expert_losses, pgd
 from models import CONFIDENCES
 from support import options, ranks, runs, speed
+from support.options import option
+
+# Where a value comes from: S, the paper's appendix; C, the authors' code; R, our own reading.
+
+
+@dataclass
+class Settings(options.RunSettings):
+    """the networks, the attack in training, and learning"""
+
+    n: int = option(3, options.experts, "M, the number of experts")  # S
+    depth: int = option(20, options.depth, "of each ResNet: 2, 8, 14, 20 ..")  # S
+    eps: float = option(0.03, options.radius_or_0, "epsilon: l-infinity, in [0, 1]; or 8/255")  # S
+    steps: int = option(10, options.count, "S, the steps of PGD")  # C
+    alpha: float = option(None, options.positive, "size of a step (default: eps / 3)")  # R; C: 0.01
+    random_start: bool = option(False, bool, "PGD starts at a random point of the ball")  # C
+    epochs: int = option(
+        None, options.count, "of all stages together (default: 16 on digits, else 100)"
+    )  # S: 100
+    batch_size: int = option(128, options.count, "B, training images a step")  # C
+    optimizer: str = option("sgd", ("sgd", "adam"), "SGD with momentum 0.9, or Adam")  # C
+    lr: float = option(
+        None, options.positive, "falls tenfold at 1/2 and 3/4 of a stage (default: 0.1; Adam: 1e-3)"
+    )  # C
+    augment: bool = option(
+        None, bool, "random crop and flip (default: for 32 x 32 colour images)"
+    )  # C
+
+
+@dataclass
+class SoESettings(Settings):
+    """the loss of SoE"""
+
+    weights: str = option(
+        "best", ("best", "confidence"), "who learns: Eq. 7, or softmax(g) as in the authors' code"
+    )  # S
+    sigma: float = option(
+        1.0, options.positive_or_inf, "sigma in Eq. 7; inf: the mean of the experts' losses"
+    )  # R
+    lambda_: float = option(
+        1.0, options.not_negative, "lambda, the weight of the confidence loss"
+    )  # C
+    confidence: str = option(
+        "ehead", CONFIDENCES, "the E head's g, or max_k f_k * g as in the authors' code"
+    )  # S
+
 
 # loss(model, x [B, C, H, W] in [0, 1], y [B], settings) -> scalar: all that a method is
-TrainingLoss = Callable[[nn.Module, Tensor, Tensor, Namespace], Tensor]
+TrainingLoss = Callable[[nn.Module, Tensor, Tensor, Settings], Tensor]
 
 
 def training_attack(
-    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, settings: Namespace
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, settings: Settings
 ) -> Tensor:
     """PGD as every method trains on it: x [B, C, H, W], y [B] -> x_adv [B, C, H, W]."""
     eps, alpha, steps = settings.eps, settings.alpha, settings.steps
     return pgd(model, x, y, eps, alpha, steps, random_start=settings.random_start)
 
 
-def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> list[Tensor]:
+def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> list[Tensor]:
     """[x, x~], x~ = PGD against the whole model; [x] where eps is 0. Ends in train mode."""
     batches = [x]
     if settings.eps:
         model.eval().requires_grad_(False)  # the attack needs gradients for the input alone
-        batches.append(training_attack(model, x, y, settings))
+        batches.append(training_attack(speed.gathered(model), x, y, settings))
     model.train().requires_grad_(True)
     return batches
 
 
-def attack_each_expert(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def attack_each_expert(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
     """x~_i = PGD against expert i alone, for every i: x [B, C, H, W] -> [M * B, C, H, W]."""
     experts = model.experts.side_by_side()
     return torch.cat([training_attack(e.logits, x, y, settings) for e in experts])
@@ -81,7 +126,7 @@ def confidence_loss(score: Tensor, p_y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(score, p_y.detach(), reduction="none").mean(0)
 
 
-def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: SoESettings) -> Tensor:
     """l^_m, or the authors' weighted sum, + lambda * mean_j BCE_j: x [B, C, H, W], y [B] -> [B]."""
     logits, score = model.all_experts(x, y)  # [M, B, K], [M, B]
     losses = expert_losses(logits, y)  # l_j, [M, B]
@@ -93,7 +138,7 @@ def sample_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> 
     return label_loss + settings.lambda_ * confidence_loss(score, p_y)
 
 
-def stage1_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def stage1_loss(model: nn.Module, x: Tensor, y: Tensor, settings: SoESettings) -> Tensor:
     """The loss of sub-model training: x [B, C, H, W] in [0, 1], y [B] -> scalar."""
     M = settings.n
     if settings.eps == 0:  # no attack: so we read Table 4
@@ -128,7 +173,8 @@ def train(run: runs.Run, stage: int, loss: TrainingLoss, **how) -> None:
         return batch_loss.detach()
 
     step = speed.accelerate(forward_and_backward, model, settings, **how)
-    for _ in run.epochs(stage, optimizer, scheduler):  # resumes; after each it saves and prints
+    run.begin(stage, optimizer, scheduler)  # or goes back to where the stage was interrupted
+    for epoch in run.epochs(stage):
         for x, y in run.batches():
             optimizer.zero_grad()
             batch_loss = step(x, y)
@@ -136,10 +182,11 @@ def train(run: runs.Run, stage: int, loss: TrainingLoss, **how) -> None:
             optimizer.step()
             run.count(batch_loss)
         scheduler.step()
+        run.end_epoch(epoch)  # averages statistics, checks, saves and prints
 
 
 def optimizer_and_schedule(
-    model: nn.Module, settings: Namespace, stage: int
+    model: nn.Module, settings: Settings, stage: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """SGD, or Adam as ADP and GAL have it; the rate falls tenfold at 1/2 and 3/4 of the stage."""
     if settings.optimizer == "adam":
@@ -151,23 +198,8 @@ def optimizer_and_schedule(
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
-def soe_parser(description: str, prog: str) -> options.Parser:
-    """The options that all methods share, and those of the loss above."""
-    parser = options.training_parser(description, prog, options.radius_or_0)
-    add = parser.method.add_argument
-    what = "how much each expert learns: Eq. 7's smooth minimum, or softmax(g) as in authors' code"
-    add("--weights", choices=("best", "confidence"), default="best", help=what)
-    what = "sigma, the smoothness of the minimum in Eq. 7; inf: the mean of the experts' losses"
-    add("--sigma", type=options.positive_or_inf, default=1.0, help=what)
-    lambda_ = {"dest": "lambda_", "metavar": "LAMBDA", "type": options.not_negative}
-    add("--lambda", default=1.0, help="lambda, the weight of the confidence loss", **lambda_)
-    what = "the confidence: the E head's g alone, or max_k f_k * g as in the authors' code"
-    add("--confidence", choices=CONFIDENCES, default="ehead", help=what)
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = soe_parser(__doc__, "train_submodel.py")
+    parser = options.training_parser(SoESettings, __doc__, "train_submodel.py")
     with runs.start(parser, argv, method="soe-stage1", model="collaboration") as run:
         train(run, 1, stage1_loss)
         run.finish(infer.pgd_report)

@@ -9,7 +9,7 @@ orthogonal. The mean prediction's entropy leaves them room to differ.
     python -m baselines.adp --eps 0 --n 3     # as first published: clean images alone
 """
 
-from argparse import Namespace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,17 @@ import infer
 from attacks import expert_losses
 from models import vote
 from support import options, runs
-from train_submodel import clean_and_attacked, train
+from support.options import option
+from train_submodel import Settings, clean_and_attacked, train
+
+
+@dataclass
+class AdpSettings(Settings):
+    """the loss of ADP"""
+
+    optimizer: str = "adam"
+    entropy: float = option(2.0, options.not_negative, "alpha, the weight of the mean's entropy")
+    diversity: float = option(0.5, options.not_negative, "beta, the weight of the log determinant")
 
 
 def entropy_of_the_mean(logits: Tensor) -> Tensor:
@@ -44,7 +54,7 @@ def log_determinant(logits: Tensor, y: Tensor) -> Tensor:
     return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
-def adp_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def adp_loss(model: nn.Module, x: Tensor, y: Tensor, settings: AdpSettings) -> Tensor:
     """sum_i CE_i - alpha * H(mean_i f_i) - beta * ln det (alpha is --entropy, beta --diversity), on
     clean images and, as in ADP's own adversarial training, on PGD against the vote."""
     total = 0
@@ -56,7 +66,7 @@ def adp_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Ten
     return total
 
 
-def check(settings: Namespace) -> None:
+def check(settings: AdpSettings) -> None:
     if settings.n >= settings.num_classes:
         most = settings.num_classes - 1
         raise ValueError(f"--n is {settings.n}: only {most} members fit among the wrong classes")
@@ -64,17 +74,9 @@ def check(settings: Namespace) -> None:
         raise ValueError("ADP's determinant needs float64, which mps lacks: give --device cpu")
 
 
-def parser() -> options.Parser:
-    parser = options.training_parser(__doc__, "-m baselines.adp", options.radius_or_0)
-    parser.set_defaults(optimizer="adam")
-    add, weight = parser.method.add_argument, options.not_negative
-    add("--entropy", type=weight, default=2.0, help="alpha, the weight of the mean's entropy")
-    add("--diversity", type=weight, default=0.5, help="beta, the weight of the log determinant")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    with runs.start(parser(), argv, "adp", model="ensemble", check=check) as run:
+    parser = options.training_parser(AdpSettings, __doc__, "-m baselines.adp")
+    with runs.start(parser, argv, "adp", model="ensemble", check=check) as run:
         train(run, 1, adp_loss)
         run.finish(infer.pgd_report)
 

@@ -13,8 +13,8 @@ DVERGE from there. Every member also learns from PGD against itself, unless eps 
     python -m baselines.dverge --eps 0 --n 3     # as first published: distilled images alone
 """
 
-from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,19 @@ import infer
 from attacks import pgd
 from baselines.plain import plain_loss, sum_of_own_losses
 from support import options, ranks, runs
-from train_submodel import attack_each_expert, train
+from support.options import option
+from train_submodel import Settings, attack_each_expert, train
+
+
+@dataclass
+class DvergeSettings(Settings):
+    """the images that members learn from each other"""
+
+    distill_eps: float = option(
+        0.07, options.positive, "how far one moves towards another's features"
+    )
+    distill_alpha: float = option(0.007, options.positive, "size of a step towards them")
+    distill_steps: int = option(10, options.count, "such steps")
 
 
 def features_at(expert: nn.Module, layer: int) -> Callable[[Tensor], Tensor]:
@@ -56,7 +68,7 @@ def feature_distance(h: Tensor, h_target: Tensor) -> Tensor:
     return (h - h_target).square().flatten(1).mean(1)
 
 
-def distill(expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: Namespace) -> Tensor:
+def distill(expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: Settings) -> Tensor:
     """x' = argmin_z mean (h^l(z) - h^l(x_target))^2 over |z - x| <= distill_eps.
 
     x, x_target [B, C, H, W] -> [B, C, H, W].
@@ -86,14 +98,14 @@ class DvergeLoss:
     def __init__(self):
         self.step, self.layer = 0, 1
 
-    def draw(self, settings: Namespace) -> int:
+    def draw(self, settings: DvergeSettings) -> int:
         """The layer of the next step."""
         if self.step % settings.steps_per_epoch == 0:
             self.layer = int(torch.randint(1, settings.depth + 1, ()))
         self.step += 1
         return self.layer
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, settings: DvergeSettings) -> Tensor:
         model.eval().requires_grad_(False)
         x_target = x.roll(1, 0)  # images come in random order, so any other one is a random one
         distilled = [distill(expert, self.layer, x, x_target, settings) for expert in model.experts]
@@ -109,7 +121,7 @@ class DvergeLoss:
         return sum(losses, own)
 
 
-def check(settings: Namespace) -> None:
+def check(settings: DvergeSettings) -> None:
     if settings.n < 2:
         raise ValueError(f"--n is {settings.n}: DVERGE needs 2 or more, to learn from each other")
     if settings.batch_size < 2 * ranks.count():
@@ -118,18 +130,9 @@ def check(settings: Namespace) -> None:
         )
 
 
-def parser() -> options.Parser:
-    parser = options.training_parser(__doc__, "-m baselines.dverge", options.radius_or_0)
-    add, positive = parser.method.add_argument, options.positive
-    what = "how far an image is moved towards another's features"
-    add("--distill-eps", type=positive, default=0.07, help=what)
-    add("--distill-alpha", type=positive, default=0.007, help="size of a step towards them")
-    add("--distill-steps", type=options.count, default=10, help="such steps")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    with runs.start(parser(), argv, "dverge", "ensemble", stages=(1, 2), check=check) as run:
+    parser = options.training_parser(DvergeSettings, __doc__, "-m baselines.dverge")
+    with runs.start(parser, argv, "dverge", "ensemble", stages=(1, 2), check=check) as run:
         train(run, 1, plain_loss)
         loss = DvergeLoss()
         train(run, 2, loss, compilable=False, draw=loss.draw)  # hooks would not be compiled

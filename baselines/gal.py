@@ -9,7 +9,7 @@ trained away. That takes a second derivative: the networks have leaky ReLUs, and
     python -m baselines.gal --eps 0 --n 3     # as first published: clean and noisy images alone
 """
 
-from argparse import Namespace
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
@@ -19,7 +19,21 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from support import options, runs
-from train_submodel import clean_and_attacked, train
+from support.options import option
+from train_submodel import Settings, clean_and_attacked, train
+
+
+@dataclass
+class GalSettings(Settings):
+    """the loss of GAL"""
+
+    optimizer: str = "adam"
+    precision: str = "float32"
+    coherence: float = option(0.5, options.not_negative, "lambda, the weight of the alignment")
+    slope: float = option(0.1, options.not_negative, "slope of the leaky ReLUs")
+    noise: float = option(
+        0.045, options.not_negative, "deviation of the noise on half of the images"
+    )
 
 
 def coherence(losses: list[Tensor], x: Tensor) -> Tensor:
@@ -39,7 +53,7 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
     return x + chosen * sigma * torch.randn_like(x)
 
 
-def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: GalSettings) -> Tensor:
     """mean_i CE_i + lambda * coherence on images of which half are noisy (lambda is --coherence),
     and mean_i CE_i on PGD in the ball around these, noisy ones included, as in DVERGE's version of
     GAL: where noise leads further than eps out of [0, 1], so does the attack."""
@@ -56,7 +70,7 @@ def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Ten
     return total * (settings.n if settings.optimizer == "sgd" else 1)
 
 
-def check(settings: Namespace) -> None:
+def check(settings: GalSettings) -> None:
     if settings.n < 2:
         raise ValueError(f"--n is {settings.n}: GAL compares members, so it needs at least 2")
 
@@ -66,19 +80,9 @@ def prepare(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.contiguous_format)
 
 
-def parser() -> options.Parser:
-    parser = options.training_parser(__doc__, "-m baselines.gal", options.radius_or_0)
-    parser.set_defaults(optimizer="adam", precision="float32")
-    add, weight = parser.method.add_argument, options.not_negative
-    add("--coherence", type=weight, default=0.5, help="lambda, the weight of the alignment")
-    add("--slope", type=weight, default=0.1, help="slope of the leaky ReLUs")
-    what = "standard deviation of the noise on half of the images"
-    add("--noise", type=weight, default=0.045, help=what)
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    with runs.start(parser(), argv, "gal", model="ensemble", check=check) as run:
+    parser = options.training_parser(GalSettings, __doc__, "-m baselines.gal")
+    with runs.start(parser, argv, "gal", model="ensemble", check=check) as run:
         prepare(run.model)
         train(run, 1, gal_loss, compilable=False)  # torch.compile does not differentiate twice
         run.finish(infer.pgd_report)

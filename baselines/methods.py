@@ -3,9 +3,7 @@
 A new one is a file beside this one, and one line here.
 """
 
-from argparse import Namespace
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,12 +13,12 @@ import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from baselines.models import build
 from support import options
-from train_submodel import TrainingLoss, soe_parser
+from train_submodel import Settings, SoESettings, TrainingLoss
 
 
 class Method(NamedTuple):
     main: Callable[[list[str]], None]  # trains it
-    parser: Callable[[], options.Parser]
+    settings: type[Settings]  # its options
     model: str  # as in baselines.models.build
     losses: tuple[TrainingLoss, ...]  # stage by stage
     flags: tuple[str, ...] = ()  # of its main
@@ -29,23 +27,28 @@ class Method(NamedTuple):
 
 STAGE_1, STAGE_2 = train_submodel.stage1_loss, train_collab.stage2_loss
 METHODS = {
-    "soe": Method(train_collab.main, train_collab.parser, "collaboration", (STAGE_1, STAGE_2)),
-    "soe-stage1": Method(
-        train_submodel.main, partial(soe_parser, "", ""), "collaboration", (STAGE_1,)
+    "soe": Method(
+        train_collab.main, train_collab.CollabSettings, "collaboration", (STAGE_1, STAGE_2)
     ),
-    "plain": Method(plain.main, plain.parser, "ensemble", (plain.plain_loss,)),
+    "soe-stage1": Method(train_submodel.main, SoESettings, "collaboration", (STAGE_1,)),
+    "plain": Method(plain.main, plain.PlainSettings, "ensemble", (plain.plain_loss,)),
     "plain-together": Method(
-        plain.main, plain.parser, "ensemble", (plain.together_loss,), ("--together",)
+        plain.main, plain.PlainSettings, "ensemble", (plain.together_loss,), ("--together",)
     ),
     "plain-jointly": Method(
-        plain.main, plain.parser, "ensemble", (plain.jointly_loss,), ("--jointly",)
+        plain.main, plain.PlainSettings, "ensemble", (plain.jointly_loss,), ("--jointly",)
     ),
-    "adp": Method(adp.main, adp.parser, "ensemble", (adp.adp_loss,)),
-    "gal": Method(gal.main, gal.parser, "ensemble", (gal.gal_loss,), (), (1,)),
+    "adp": Method(adp.main, adp.AdpSettings, "ensemble", (adp.adp_loss,)),
+    "gal": Method(gal.main, gal.GalSettings, "ensemble", (gal.gal_loss,), (), (1,)),
     "dverge": Method(
-        dverge.main, dverge.parser, "ensemble", (plain.plain_loss, dverge.DvergeLoss()), (), (2,)
+        dverge.main,
+        dverge.DvergeSettings,
+        "ensemble",
+        (plain.plain_loss, dverge.DvergeLoss()),
+        (),
+        (2,),
     ),
-    "more": Method(more.main, more.parser, "mixture", (more.more_loss,)),
+    "more": Method(more.main, Settings, "mixture", (more.more_loss,)),
 }
 
 
@@ -58,12 +61,9 @@ def units_of_a_batch(
     is one more, and a second derivative (GAL's) costs as much again. M members, S steps of PGD;
     `flags` are the method's others.
     """
-    settings = vars(method.parser().parse_args(flags)) | {
-        "model": method.model,
-        "steps_per_epoch": 1,
-    }
-    settings |= {"n": M, "steps": S, "eps": eps, "alpha": 0.01, "depth": 8}
-    settings |= {"image_shape": [1, 8, 8], "num_classes": 10}
+    settings, _ = options.training_parser(method.settings).parse_given(flags)
+    vars(settings).update(n=M, steps=S, eps=eps, alpha=0.01, depth=8, model=method.model)
+    vars(settings).update(image_shape=[1, 8, 8], num_classes=10, steps_per_epoch=1)
     units, seen = {}, []
 
     def count(network: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -74,10 +74,10 @@ def units_of_a_batch(
     with torch.random.fork_rng(devices=[]):
         x, y = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
         for stage, loss in enumerate(method.losses, 1):
-            model = build(settings)
+            model = build(vars(settings))
             for expert in model.experts:
                 expert.backbone.register_forward_pre_hook(count)
-            loss(model, x, y, Namespace(**settings))
+            loss(model, x, y, settings)
             units[stage] = sum(seen) // len(x)
             seen.clear()
     return units

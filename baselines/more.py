@@ -8,17 +8,15 @@ their features learn jointly from clean images and PGD against the mixture.
     python -m baselines.more --eps 0.03 --n 3
 """
 
-from argparse import Namespace
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infer
 from support import options, runs
-from train_submodel import clean_and_attacked, train
+from train_submodel import Settings, clean_and_attacked, train
 
 
-def more_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def more_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
     """CE of sum_j softmax(gate)_j * logits_j, on clean images and on PGD against it.
 
     Without the factor M of stage1_loss: at M times the rate the gate, linear on all features, gives
@@ -30,12 +28,9 @@ def more_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
     return sum(F.cross_entropy(model(batch), y) for batch in batches)
 
 
-def parser() -> options.Parser:
-    return options.training_parser(__doc__, "-m baselines.more", options.radius_or_0)
-
-
 def main(argv: list[str] | None = None) -> None:
-    with runs.start(parser(), argv, "more", model="mixture") as run:
+    parser = options.training_parser(Settings, __doc__, "-m baselines.more")
+    with runs.start(parser, argv, "more", model="mixture") as run:
         train(run, 1, more_loss)
         run.finish(infer.pgd_report)
 

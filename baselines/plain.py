@@ -13,8 +13,8 @@ expert alone: the control that shows what these three contribute together.
     python -m baselines.plain --eps 0 --n 3     # clean data alone: the transfer attacks' surrogates
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,26 +22,38 @@ from torch import Tensor, nn
 import infer
 from attacks import expert_losses
 from support import options, runs
-from train_submodel import attack_each_expert, clean_and_attacked, train
+from support.options import option
+from train_submodel import Settings, attack_each_expert, clean_and_attacked, train
 
 
-def add_clean_weight(parser: options.Parser) -> None:
-    """--clean-weight, for a front of clean accuracy against robustness."""
-
-    def weight(text: str) -> float:
-        return options.number(text, "lie in [0, 2]", lambda w: 0 <= w <= 2)
-
-    what = "W: clean images weigh W in the loss, attacked ones 2 - W"
-    parser.method.add_argument("--clean-weight", metavar="W", type=weight, default=1.0, help=what)
+def weight(text: str) -> float:
+    return options.number(text, "lie in [0, 2]", lambda w: 0 <= w <= 2)
 
 
-def check_clean_weight(settings: Namespace) -> None:
+@dataclass
+class WeightedSettings(Settings):
+    """a front of clean accuracy against robustness"""
+
+    clean_weight: float = option(
+        1.0, weight, "W: clean images weigh W in the loss, attacked ones 2 - W"
+    )
+
+
+@dataclass
+class PlainSettings(WeightedSettings):
+    """what is attacked, and learned"""
+
+    together: bool = option(False, bool, "attack the vote, not each member")
+    jointly: bool = option(False, bool, "and train its own cross-entropy")
+
+
+def check_clean_weight(settings: WeightedSettings) -> None:
     """Raises ValueError where there is nothing to weigh."""
     if settings.clean_weight != 1 and settings.eps == 0:
         raise ValueError("--clean-weight weighs clean images against attacked ones: not at --eps 0")
 
 
-def weights(settings: Namespace) -> tuple[float, float]:
+def weights(settings: WeightedSettings) -> tuple[float, float]:
     """(W, 2 - W), the weights of the losses on clean and on attacked images."""
     W = getattr(settings, "clean_weight", 1.0)  # coursework has no such setting
     return W, 2 - W
@@ -60,7 +72,7 @@ def sum_of_own_losses(model: nn.Module, x_adv: Sequence[Tensor], y: Tensor) -> T
     return sum(losses)
 
 
-def plain_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def plain_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
     """Each member on clean images and on PGD against itself; clean images alone where eps is 0."""
     model.eval().requires_grad_(False)
     x_adv = attack_each_expert(model, x, y, settings).chunk(settings.n) if settings.eps else []
@@ -68,20 +80,22 @@ def plain_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> T
     return sum_of_losses(model, x, y) + sum_of_own_losses(model, x_adv, y)
 
 
-def together_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def together_loss(model: nn.Module, x: Tensor, y: Tensor, settings: PlainSettings) -> Tensor:
     """Every member on clean images and on PGD against the vote of all."""
     batches = clean_and_attacked(model, x, y, settings)
     return sum(w * sum_of_losses(model, b, y) for w, b in zip(weights(settings), batches))
 
 
-def jointly_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def jointly_loss(model: nn.Module, x: Tensor, y: Tensor, settings: PlainSettings) -> Tensor:
     """M * CE of the vote, on clean images and on PGD against it. For the M see stage1_loss."""
     batches = clean_and_attacked(model, x, y, settings)
     losses = [w * F.cross_entropy(model(b), y) for w, b in zip(weights(settings), batches)]
     return settings.n * sum(losses)
 
 
-def check(settings: Namespace) -> None:
+def check(settings: PlainSettings) -> None:
+    if settings.together and settings.jointly:
+        raise ValueError("--together and --jointly: one of the two")
     if settings.together and settings.eps == 0:
         raise ValueError("--together says what is attacked: with --eps 0 nothing is")
     check_clean_weight(settings)
@@ -89,17 +103,9 @@ def check(settings: Namespace) -> None:
         raise ValueError("--clean-weight goes with --together or --jointly")
 
 
-def parser() -> options.Parser:
-    parser = options.training_parser(__doc__, "-m baselines.plain", options.radius_or_0)
-    add = parser.method.add_mutually_exclusive_group().add_argument
-    add("--together", action="store_true", help="attack the vote, not each member")
-    add("--jointly", action="store_true", help="and train its own cross-entropy")
-    add_clean_weight(parser)
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    with runs.start(parser(), argv, "plain", model="ensemble", check=check) as run:
+    parser = options.training_parser(PlainSettings, __doc__, "-m baselines.plain")
+    with runs.start(parser, argv, "plain", model="ensemble", check=check) as run:
         loss = plain_loss
         if run.settings.together:
             loss = together_loss

@@ -13,12 +13,13 @@ import data
 import infer
 from attacks import expert_losses, pgd
 from baselines import adp, dverge, gal, more, plain
+from baselines.methods import METHODS
 from baselines.models import Mixture, build
 from experiments import evaluate
 from experiments.fixtures import SMALL, interrupt, same_weights, train_small
 from models import Ensemble, ResNet
 from support import checkpoints
-from support.tables import print_answers
+from support.printing import print_answers
 from train_submodel import best_expert_loss, training_attack
 
 WAYS = {  # every method, and every way to run it
@@ -38,7 +39,8 @@ WAYS = {  # every method, and every way to run it
 
 def settings_of(module, **changed):
     """The method's defaults for 8 x 8 digits, three ResNet8s."""
-    defaults = vars(module.parser().parse_args([]))
+    (settings,) = {m.settings for m in METHODS.values() if m.main is module.main}
+    defaults = vars(settings())
     small = {"depth": 8, "eps": 0.1, "alpha": 0.03, "steps": 3, "steps_per_epoch": 4}
     shape = {"image_shape": [1, 8, 8], "num_classes": 10}
     kind = {"model": "mixture" if module is more else "ensemble"}
@@ -502,6 +504,7 @@ def test_what_a_baseline_cannot_do_is_one_line(module, flags, message, tmp_path,
     ],
 )
 def test_defaults_are_the_published_ones(module, published):
-    defaults = vars(module.parser().parse_args([]))
+    (settings,) = {m.settings for m in METHODS.values() if m.main is module.main}
+    defaults = vars(settings())
     assert published.items() <= defaults.items()
     assert not {"sigma", "lambda_", "confidence", "weights", "submodels"} & set(defaults)  # SoE's

@@ -43,7 +43,7 @@ from exercises.child import own_module
 from experiments.evaluate import DECIDE, attacks_at, doubts, report
 from experiments.intervals import paired_difference
 from support import checkpoints, files, options
-from support.tables import percent
+from support.printing import percent
 
 FOLDS, EPS, BATCH = 5, 0.1, 128
 BUDGET = 36 * BATCH * 11 * 30  # that of an ensemble attacked as a whole, in 30 epochs

@@ -22,14 +22,13 @@ from train_submodel import attack_each_expert, sample_loss, training_attack
 
 MINUTES, PAPER = 50, "the main paper's Algorithm 1"
 TOLERANCE = 1e-4
-IMPORTS = """from argparse import Namespace
-from collections.abc import Callable
+IMPORTS = """from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from attacks import cross_entropy
-from train_submodel import attack_each_expert, sample_loss"""
+from train_submodel import SoESettings, attack_each_expert, sample_loss"""
 REBUILD = {
     "stage1_loss": (
         "train_submodel",

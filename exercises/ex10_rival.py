@@ -22,12 +22,10 @@ from train_submodel import attack_each_expert, clean_and_attacked, training_atta
 
 MINUTES, PAPER = 50, "Tables 1 and 3"
 TOLERANCE = 1e-4
-IMPORTS = """from argparse import Namespace
-
-import torch
+IMPORTS = """import torch
 from torch import Tensor, nn
 
-from baselines.plain import sum_of_losses
+from baselines.plain import PlainSettings, sum_of_losses
 from train_submodel import clean_and_attacked"""
 REBUILD = {
     "together_loss": (

@@ -32,13 +32,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.methods import METHODS
+from baselines.methods import METHODS, Method
 from baselines.models import build
 from experiments.compare import units_of_a_batch
 from experiments.tables import PAPER
 from support import files, options, speed
-from support.tables import duration
-from train_submodel import TrainingLoss
+from support.printing import duration
+from train_submodel import Settings, TrainingLoss
 
 Step = Callable[[Tensor, Tensor], object]  # x [B, C, H, W], y [B]: one step of training
 STAGES = dict(enumerate(METHODS["soe"].losses, 1))
@@ -46,22 +46,23 @@ HOURS = PAPER["table 1"]
 RIVALS = ("plain", "adp", "gal", "more", "dverge")
 
 
-def settings_of(parser: options.Parser, model: str, **changed) -> Namespace:
+def settings_of(method: Method, **changed) -> Settings:
     """The defaults of a training script, at the paper's size."""
-    settings = vars(parser.parse_args([]))
+    settings = method.settings()
     size = {"image_shape": [3, 32, 32], "num_classes": 10, "steps_per_epoch": 1}
-    settings |= size | {"model": model, "alpha": settings["eps"] / 3}
-    return Namespace(**settings | {name: v for name, v in changed.items() if v is not None})
+    vars(settings).update(size, model=method.model, alpha=settings.eps / 3)
+    vars(settings).update({name: v for name, v in changed.items() if v is not None})
+    return settings
 
 
-def soe_settings(**changed) -> Namespace:
-    return settings_of(METHODS["soe"].parser(), "collaboration", **changed)
+def soe_settings(**changed) -> Settings:
+    return settings_of(METHODS["soe"], **changed)
 
 
 # ---------------------------------------------------------------------------------- the plain way
 
 
-def plain_pgd(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, s: Namespace) -> Tensor:
+def plain_pgd(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, s: Settings) -> Tensor:
     """The attack as one would first write it: [B, C, H, W] -> [B, C, H, W]."""
     x_adv = x.clone()
     for _ in range(s.steps):
@@ -73,7 +74,7 @@ def plain_pgd(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, s: Name
     return x_adv
 
 
-def plain_loss(model: nn.Module, x: Tensor, y: Tensor, s: Namespace) -> Tensor:
+def plain_loss(model: nn.Module, x: Tensor, y: Tensor, s: Settings) -> Tensor:
     """The mean of train_submodel.sample_loss over a batch, expert by expert."""
     losses, bces = [], []
     for expert in model.experts:
@@ -91,7 +92,7 @@ def plain_collaboration(model: nn.Module, x: Tensor) -> Tensor:
     return logits[g_logit.argmax(0), torch.arange(len(x), device=x.device)]
 
 
-def plain_step(model: nn.Module, stage: int, s: Namespace) -> Step:
+def plain_step(model: nn.Module, stage: int, s: Settings) -> Step:
     optimizer = sgd(model)
 
     def step(x: Tensor, y: Tensor) -> None:
@@ -116,14 +117,12 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
 
 
-def build_on(device: torch.device, settings: Namespace) -> nn.Module:
+def build_on(device: torch.device, settings: Settings) -> nn.Module:
     """The model as support/runs.py makes it."""
-    model = build(vars(settings)).to(device, memory_format=torch.channels_last)
-    speed.gather(model)
-    return model
+    return build(vars(settings)).to(device, memory_format=torch.channels_last)
 
 
-def our_step(loss: TrainingLoss, model: nn.Module, settings: Namespace, **how) -> Step:
+def our_step(loss: TrainingLoss, model: nn.Module, settings: Settings, **how) -> Step:
     """What train_submodel.train's loop does with a batch."""
     device, optimizer = next(model.parameters()).device, sgd(model)
 
@@ -150,13 +149,13 @@ def combine_by_indexing(logits: Tensor, score: Tensor) -> Tensor:
     return logits[answering, torch.arange(len(answering), device=answering.device)]
 
 
-def ways_down(device: torch.device, settings: Namespace) -> dict[str, dict]:
+def ways_down(device: torch.device, settings: Settings) -> dict[str, dict]:
     """{name: what is changed from there on}: a setting, or one of speed.SWITCHES, or of our own."""
     ways = {"input gradients alone": {}, "+ channels-last": {"layout": torch.channels_last}}
     ways["+ bfloat16"] = {"precision": settings.precision}
     ways["+ the answer taken without indexing"] = {"indexing": False}
     if device.type == "cpu":
-        ways["+ gathered"] = {"gathered": True}
+        ways["+ gathered"] = {"gather": True}
     else:
         ways["+ one CUDA graph"] = {"graph": True}
         ways["+ cuDNN's benchmark"] = {"benchmark": True}
@@ -170,9 +169,9 @@ def ways_down(device: torch.device, settings: Namespace) -> dict[str, dict]:
     return ways
 
 
-def ablation(x: Tensor, y: Tensor, settings: Namespace, repeats: int) -> dict[str, list[float]]:
+def ablation(x: Tensor, y: Tensor, settings: Settings, repeats: int) -> dict[str, list[float]]:
     """Prints and returns the seconds of a step of each stage, one way down after the other."""
-    found, ours = {}, {"layout": torch.contiguous_format, "indexing": True, "gathered": False}
+    found, ours = {}, {"layout": torch.contiguous_format, "indexing": True}
     off = {"precision": "float32", "compile": False, "graph": False}
     now, switches = Namespace(**vars(settings) | off), dict.fromkeys(speed.SWITCHES, False)
     print(f"{'':36}{'stage 1':>10}{'stage 2':>10}")
@@ -185,8 +184,6 @@ def ablation(x: Tensor, y: Tensor, settings: Namespace, repeats: int) -> dict[st
                 model = build(vars(now)).to(x.device, memory_format=ours["layout"])
                 if ours["indexing"]:
                     model.combine = combine_by_indexing
-                if ours["gathered"]:
-                    speed.gather(model)
                 step, z = our_step(loss, model, now), x.contiguous(memory_format=ours["layout"])
                 seconds(step, z, y)  # warms up
                 times = [seconds(step, z, y) for _ in range(repeats)]
@@ -234,7 +231,7 @@ def units(stage: int, M: int, S: int, gathered: bool = False) -> int:
     return dense - M * S + 2 * S if gathered and stage == 2 and M > 1 else dense
 
 
-def limit_seconds(stage: int, s: Namespace, multiply_adds: float, bytes_moved: float) -> float:
+def limit_seconds(stage: int, s: Settings, multiply_adds: float, bytes_moved: float) -> float:
     """The time that a dense step would take, were all of it multiplying, or moving its maps.
 
     A unit of an image costs 41 million multiply-adds, and moves some 1.5 MB in bfloat16 with
@@ -308,7 +305,7 @@ def run(args: Namespace) -> None:
     METHODS["dverge"].losses[1].layer = 10  # the middle of ResNet20's, whose cost is their mean
     for name in RIVALS:
         rival = METHODS[name]
-        theirs = settings_of(rival.parser(), rival.model, compile=compile_)
+        theirs = settings_of(rival, compile=compile_)
         theirs.precision = theirs.precision or precision  # GAL has float32
         for stage, loss in enumerate(rival.losses, 1):
             compilable = stage not in rival.not_compiled
@@ -345,7 +342,7 @@ def run(args: Namespace) -> None:
         files.write(Path(args.out), json.dumps(about(args, device, s) | found).encode())
 
 
-def about(args: Namespace, device: torch.device, settings: Namespace) -> dict:
+def about(args: Settings, device: torch.device, settings: Settings) -> dict:
     """What it takes to repeat a measurement."""
     return {
         "command": vars(args),

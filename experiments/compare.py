@@ -35,11 +35,12 @@ from baselines.methods import Method
 from experiments import pictures, records, soft_synergy, tables, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
 from models import ResNet
-from support import checkpoints, files, options, speed
+from support import checkpoints, files, options
+from train_submodel import Settings
 
 METHODS = baselines.methods.METHODS | {
     "soft-synergy": Method(
-        soft_synergy.main, soft_synergy.parser, "soft", (soft_synergy.soft_loss,)
+        soft_synergy.main, soft_synergy.SoftSettings, "soft", (soft_synergy.soft_loss,)
     )
 }
 DEFAULT = [*baselines.methods.METHODS, "adp --optimizer sgd", "gal --optimizer sgd"]
@@ -75,11 +76,13 @@ def known_method(text: str) -> str:
 
 def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
     """{name: (method, flags of its script)} of every run asked for."""
-    steps, runs = options.training_parser("", "").get_default("steps"), {}
+    runs = {}
     for depth, eps, method in product(args.depth, args.eps, args.methods):
         epochs = args.epochs or options.default_epochs(args.data)
         if args.equal_cost:
-            epochs = epochs_at_equal_cost(method, args.methods[0], epochs, args.n, steps, eps)
+            epochs = epochs_at_equal_cost(
+                method, args.methods[0], epochs, args.n, Settings.steps, eps
+            )
         words = method.split()
         for seed in range(args.seed, args.seed + args.seeds):
             of = {"depth": depth, "n": args.n, "eps": f"{eps:g}", "epochs": epochs, "seed": seed}
@@ -106,7 +109,6 @@ def evaluate(
     if settings["data_checksum"] != dataset.checksum:
         raise ValueError(f"{folder} was trained on other images: name another --out")
     model = infer.load(folder, args.device)
-    speed.gather(model)
     x, y = dataset.test_images(args.device, dataset.choose_test_images(args.images))
     eps = settings["eps"]
     how = attacks_at(args.attack, model, eps, args.steps, args.queries) if eps else {}
@@ -186,7 +188,9 @@ def run(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
         ResNet(depth)  # is there one?
     runs, mine, failed = plan(args, dataset.name), share(args, dataset.name), 0
     for method, flags in runs.values():
-        METHODS[method.split()[0]].parser().parse_args(flags)  # refuses unknown flags
+        options.training_parser(METHODS[method.split()[0]].settings).parse_args(
+            flags
+        )  # unknown ones
     out, results = Path(args.out), Path(args.results or args.out)
     for folder in (results, out):
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,8 +33,8 @@ from experiments import pictures
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
 from experiments.transfer_set import load_transfer
 from models import Collaboration, Ensemble, ask_experts
-from support import checkpoints, files, options, speed
-from support.tables import percent, print_report
+from support import checkpoints, files, options
+from support.printing import percent, print_report
 
 ATTACKS = (*(name for name in attacks.ATTACKS if name != "adaptive"), "apgd", "adaptive")
 DECIDE = ("pgd", "apgd", "square", "adaptive")
@@ -251,7 +251,6 @@ def run(args: Namespace) -> None:
     """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
     device = options.pick_device(args.device)
     model = part_of(infer.load(args.checkpoint, device), args.part, args.temperature)
-    speed.gather(model)
     settings = checkpoints.load(args.checkpoint)["settings"]
     if args.eps is None and settings["eps"] == 0:
         raise ValueError("the checkpoint was trained without attacks: give --eps")

@@ -25,7 +25,7 @@ from experiments.autopgd import apgd
 from experiments.evaluate import DECIDE, attacks_at, report
 from models import Collaboration, ResNet, ask_experts
 from support import checkpoints, files, options
-from support.tables import percent
+from support.printing import percent
 
 
 def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:

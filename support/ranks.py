@@ -67,7 +67,7 @@ def agree(settings: dict) -> None:
         raise ValueError(f"the ranks were started with different settings: {', '.join(others)}")
 
 
-def share() -> slice:
+def part() -> slice:
     """This rank's part of a batch."""
     return slice(rank(), None, count())
 

@@ -10,7 +10,7 @@ from jinja2 import Template
 from torch import Tensor, nn
 
 from attacks import attacks_at, routes
-from support import pictures, tables
+from support import pictures, printing
 
 
 def html(
@@ -45,11 +45,11 @@ def as_text(png: bytes) -> str:
 
 def examples(model: nn.Module, x: Tensor, y: Tensor, eps: float, classes: list[str]) -> dict:
     """Six adversarial examples, and images that are wrong without any attack."""
-    answers, told = tables.answers(model, x, classes)
+    answers, told = printing.answers(model, x, classes)
     found, i = {}, (answers == y).nonzero().squeeze(1)[:60]
     if eps and len(i):
         x_adv = attacks_at(eps)["pgd"](model, x[i], y[i])
-        after, told_after = tables.answers(model, x_adv, classes)
+        after, told_after = printing.answers(model, x_adv, classes)
         order = (after == y[i]).int().argsort(stable=True)[:6]  # the fooled ones first
         what, changed = pictures.change(x[i], x_adv, eps)
         rows = {

@@ -13,7 +13,6 @@ import shlex
 import signal
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +26,8 @@ import models
 from attacks import expert_losses
 from baselines.models import build
 from data import images
-from support import checkpoints, files, options, pictures, ranks, report, speed, tables
+from support import checkpoints, files, options, pictures, printing, ranks, report, speed
+from support.options import RunSettings
 
 
 def start(
@@ -36,7 +36,7 @@ def start(
     method: str,
     model: str,
     stages: tuple[int, ...] = (1,),
-    check: Callable[[Namespace], None] = lambda settings: None,
+    check: Callable[[RunSettings], None] = lambda settings: None,
 ) -> "Run":
     """A new run, or the one to resume: makes its folder and says what it will do.
 
@@ -51,56 +51,35 @@ def start(
         ranks.start(settings.device)
         ranks.agree(vars(settings))
         settings.method, settings.model = method, model
-        run = _set_up(parser, settings, given, stages, check)
+        checkpoint = None
+        if settings.resume is None:
+            dataset = data.load(settings.data, settings.size, settings.test_share)
+        else:
+            checkpoint = checkpoints.to_resume(settings, given, stages)
+            dataset = data.load_as_trained(checkpoint["settings"], settings.data)
+            if dataset.checksum != settings.data_checksum:
+                raise ValueError(f"{settings.data} holds other images than those of the run")
+        fill_in(settings, dataset)
+        if (batch := min(settings.batch_size, len(dataset.x_train))) % ranks.count():
+            raise ValueError(f"{ranks.count()} ranks cannot share a batch of {batch} images")
+        if checkpoint is None:
+            settings.stage_epochs = divide_epochs(settings, stages)
+        check(settings)
+        device = options.pick_device(settings.device)
+        settings.precision = settings.precision or options.best_precision(device)
+        torch.manual_seed(settings.seed)
+        network = build(vars(settings)).to(device, memory_format=torch.channels_last)
+        if checkpoint is not None:
+            with files.reading(checkpoints.in_folder(settings.out), "checkpoint"):
+                checkpoints.load_weights(network, checkpoint)
+                checkpoints.set_rng_state(checkpoint["rng"], device)
+        else:
+            if getattr(settings, "submodels", None) is not None:
+                checkpoints.load_weights(network, checkpoints.end_of_stage1(settings))
+            settings.out = ranks.from_rank_0(None if ranks.rank() else make_folder(settings))
+        run = Run(parser, settings, dataset, network, checkpoint)
         run.announce()
     return run
-
-
-def _set_up(
-    parser: options.Parser,
-    settings: Namespace,
-    given: set[str],
-    stages: tuple[int, ...],
-    check: Callable[[Namespace], None],
-) -> "Run":
-    checkpoint = None
-    if settings.resume is not None:
-        checkpoint = _checkpoint_to_resume(settings.resume, settings.method, given - {"resume"})
-        moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
-        here = {"out": settings.resume, "resume": None}
-        with files.reading(checkpoints.in_folder(settings.resume), "checkpoint"):
-            parser.check_values(checkpoint["settings"])
-            stages_done = [entry["stage"] for entry in checkpoint["history"]]
-            if stages_done != sorted(stages_done) or not set(stages_done) <= set(stages):
-                raise ValueError("its history is none")
-        settings = Namespace(**vars(settings) | checkpoint["settings"] | moved | here)
-        dataset = data.load_as_trained(checkpoint["settings"], settings.data)
-        if dataset.checksum != settings.data_checksum:
-            raise ValueError(f"{settings.data} holds other images than those of the run")
-    else:
-        dataset = data.load(settings.data, settings.size, settings.test_share)
-    fill_in(settings, dataset)
-    batch = min(settings.batch_size, len(dataset.x_train))
-    if batch % ranks.count():
-        raise ValueError(f"{ranks.count()} ranks cannot share a batch of {batch} images")
-    if not checkpoint:
-        settings.stage_epochs = _share_epochs(settings, stages)
-    check(settings)
-    device = options.pick_device(settings.device)
-    settings.precision = settings.precision or options.best_precision(device)
-    torch.manual_seed(settings.seed)
-    model = build(vars(settings)).to(device, memory_format=torch.channels_last)
-    speed.gather(model)
-    if checkpoint:
-        with files.reading(checkpoints.in_folder(settings.out), "checkpoint"):
-            checkpoints.load_weights(model, checkpoint)
-            checkpoints.set_rng_state(checkpoint["rng"], device)
-    else:
-        if getattr(settings, "submodels", None) is not None:
-            checkpoints.load_weights(model, _stage1_checkpoint(settings))
-        settings.out = ranks.from_rank_0(None if ranks.rank() else make_folder(settings))
-    lock = None if ranks.rank() else files.lock(settings.out)
-    return Run(parser, settings, dataset, model, checkpoint, lock)
 
 
 class Run:
@@ -113,20 +92,21 @@ class Run:
     def __init__(
         self,
         parser: options.Parser,
-        settings: Namespace,
+        settings: RunSettings,
         dataset: data.Data,
         model: nn.Module,
         checkpoint: dict | None = None,
-        lock: files.FileLock | None = None,
     ):
         self.parser, self.settings, self.dataset, self.model = parser, settings, dataset, model
         self.device, self.out = next(model.parameters()).device, Path(settings.out)
-        self.checkpoint, self.lock = checkpoint, lock
+        self.lock = None if ranks.rank() else files.lock(self.out)
+        self.checkpoint = checkpoint
         self.history = list(checkpoint["history"]) if checkpoint else []
         self.threads_before = torch.get_num_threads()
         torch.set_num_threads(settings.threads)  # they decide the last bits
         self.x_train = dataset.x_train.to(self.device)  # uint8 [N, C, H, W]
         self.y_train = dataset.y_train.to(self.device)
+        self.bar = None
 
     def announce(self) -> None:
         settings, dataset = self.settings, self.dataset
@@ -150,124 +130,119 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        if self.bar is not None:
+            self.bar.close()
         if self.lock is not None:
             with contextlib.suppress(OSError):  # as on Windows, where it is open
                 (self.out / files.LOCK).unlink()
             self.lock.release()
         torch.set_num_threads(self.threads_before)
-        how = "nothing was trained yet"
+        advice = "nothing was trained yet"
         if (self.out / "model.pt").exists():
             folder = shlex.quote(str(self.out))
             folder = f"./{folder}" if folder.startswith("-") else folder
-            how = f"to resume: {self.parser.typed} --resume {folder}"
+            advice = f"to resume: {self.parser.typed} --resume {folder}"
         if isinstance(error, FloatingPointError | files.FileError):
             self.parser.error(error)
         if isinstance(error, files.SaveError):
-            self.parser.error(f"{error}; make room there; {how}")
+            self.parser.error(f"{error}; make room there; {advice}")
         if isinstance(error, KeyboardInterrupt):
-            self.parser.exit(130, f"\nstopped; {how}\n")
+            self.parser.exit(130, f"\nstopped; {advice}\n")
 
-    def epochs(
+    def begin(
         self,
         stage: int,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
-    ) -> Iterator[int]:
-        """The epochs that are left of this stage, from 1; after each it checks, saves and prints.
+    ) -> None:
+        """Saves a stage's beginning, or takes optimizer and scheduler back to where it stopped.
 
-        Raises FloatingPointError when the loss is no longer finite, SaveError.
+        Raises SaveError, FileError.
         """
-        total = self.settings.stage_epochs.get(stage, 0)
-        done = sum(entry["stage"] == stage for entry in self.history)
-        if not total:  # --submodels or --stage1-epochs left it none
-            return
-        if 0 < done < total:
+        self.stage, self.optimizer, self.scheduler = stage, optimizer, scheduler
+        self.total = self.settings.stage_epochs.get(stage, 0)  # --submodels leaves stage 1 none
+        self.done = sum(entry["stage"] == stage for entry in self.history)
+        if 0 < self.done < self.total:
             with files.reading(self.out / "model.pt", "checkpoint"):
                 optimizer.load_state_dict(self.checkpoint["optimizer"])
-                if self.checkpoint["scheduler"]["last_epoch"] != done:
+                if self.checkpoint["scheduler"]["last_epoch"] != self.done:
                     raise ValueError("its learning rate is that of another epoch")
                 scheduler.load_state_dict(self.checkpoint["scheduler"])
-        if not done:
-            self._save(optimizer, scheduler)
-        quiet = not sys.stderr.isatty() or ranks.rank() > 0
+        elif self.total and not self.done:
+            self.save("model.pt")
         steps = self.settings.steps_per_epoch
-        self.taken, self.left = 0, (total - done) * steps
-        with tqdm(total=total * steps, initial=done * steps, disable=quiet) as self.bar:
-            for epoch in range(done + 1, total + 1):
-                self.bar.set_description(f"stage {stage}, epoch {epoch}/{total}")
-                self.steps, self.total = 0, torch.zeros((), device=self.device)
-                lr, start = scheduler.get_last_lr()[0], time.perf_counter()
-                yield epoch
-                entry = self._end_epoch(stage, epoch)
-                entry |= {"lr": lr, "seconds": time.perf_counter() - start}
-                entry["device"] = options.device_name(self.device)
-                self.history.append(entry)
-                self._save(optimizer, scheduler)
-                attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
-                if self.bar.disable or not sys.stdout.isatty():
-                    print(
-                        f"stage {stage}, epoch {epoch}/{total}: loss {entry['loss']:.3f}, training "
-                        f"accuracy {entry['accuracy']:.1f} % clean{attacked}, "
-                        f"{entry['seconds']:.1f} s",
-                        flush=True,
-                    )
-        stage_has_ended = self.history[-1]["stage"] == stage  # now, and not in an earlier run
-        if stage_has_ended and stage < max(self.settings.stage_epochs) and ranks.rank() == 0:
-            checkpoints.save(self.out / "submodels.pt", self.checkpoint)
+        quiet = not sys.stderr.isatty() or ranks.rank() > 0
+        self.bar = tqdm(total=self.total * steps, initial=self.done * steps, disable=quiet)
+
+    def epochs(self, stage: int) -> Iterator[int]:
+        """The epochs that are left of this stage, from 1."""
+        for epoch in range(self.done + 1, self.total + 1):
+            self.bar.set_description(f"stage {stage}, epoch {epoch}/{self.total}")
+            self.steps, self.loss = 0, torch.zeros((), device=self.device)
+            self.lr, self.begun = self.scheduler.get_last_lr()[0], time.perf_counter()
+            yield epoch
+        self.bar.close()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch's batches, this rank's share of each: x [B, C, H, W] in [0, 1], y [B]."""
-        settings = self.settings
-        how = (settings.batch_size, settings.augment, ranks.share())
-        return data.batches(self.x_train, self.y_train, *how)
+        """One epoch's batches, this rank's part of each: x [B, C, H, W] in [0, 1], y [B]."""
+        size, augment = self.settings.batch_size, self.settings.augment
+        return data.batches(self.x_train, self.y_train, size, augment, ranks.part())
 
     def count(self, batch_loss: Tensor) -> None:
         """A step is done: adds its loss to the epoch's, and moves the bar on."""
-        self.total += batch_loss
+        self.loss += batch_loss
         if self.steps % 20 == 0:  # reading the loss makes the device wait
             self.bar.set_postfix(loss=f"{batch_loss.item():.3f}")
         self.steps += 1
         self.bar.update()
-        self.taken, self.left = self.taken + 1, self.left - 1
-        if self.taken == 5:  # the first steps are slower: compiling, and cuDNN's choices
-            batch_loss.item()
-            self.since = time.perf_counter()
-        if self.taken == 25:
-            batch_loss.item()
-            seconds = (time.perf_counter() - self.since) / 20 * self.left
-            self.bar.write(f"about {tables.duration(seconds)} left in this stage", sys.stdout)
 
-    def _end_epoch(self, stage: int, epoch: int) -> dict:
-        """The epoch's entry in the history. Raises FloatingPointError."""
+    def end_epoch(self, epoch: int) -> None:
+        """Averages what ranks have each of their own, checks the loss, saves, and prints a line.
+
+        Raises FloatingPointError when the loss is no longer finite, SaveError.
+        """
         ranks.average_statistics(self.model)  # batch norm's: once an epoch, not once a step
-        ranks.average([self.total])
-        loss = self.total.item() / self.steps  # checked once an epoch, as .item() synchronises
+        ranks.average([self.loss])
+        loss = self.loss.item() / self.steps  # checked once an epoch, as .item() synchronises
         weights = self.model.state_dict().values()
         if not math.isfinite(loss) or not all(value.isfinite().all() for value in weights):
             raise FloatingPointError(
-                f"the loss or a weight became NaN or infinite in epoch {epoch} of stage {stage}; "
-                f"start anew with a lower --lr (it is {self.settings.lr:g}); the checkpoint of "
-                "the epoch before is kept"
+                f"the loss or a weight became NaN or infinite in epoch {epoch} of stage "
+                f"{self.stage}; start anew with a lower --lr (it is {self.settings.lr:g}); the "
+                "checkpoint of the epoch before is kept"
             )
-        entry = {"stage": stage, "epoch": len(self.history) + 1, "loss": loss}
-        entry |= shares(self.model, self.x_train, self.y_train)
+        entry = {"stage": self.stage, "epoch": len(self.history) + 1, "loss": loss}
+        entry |= by_expert(self.model, self.x_train, self.y_train)
         if self.settings.eps:
             entry["robust"] = robust(self.model, self.x_train, self.y_train, self.settings)
-        return entry
+        seconds = time.perf_counter() - self.begun
+        entry |= {"lr": self.lr, "seconds": seconds, "device": options.device_name(self.device)}
+        self.history.append(entry)
+        if epoch == self.total and self.stage < max(self.settings.stage_epochs):
+            self.save("submodels.pt")
+        self.save("model.pt")
+        attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
+        if self.bar.disable or not sys.stdout.isatty():
+            print(
+                f"stage {self.stage}, epoch {epoch}/{self.total}: loss {loss:.3f}, training "
+                f"accuracy {entry['accuracy']:.1f} % clean{attacked}, {seconds:.1f} s",
+                flush=True,
+            )
 
-    def _save(self, optimizer, scheduler) -> None:
+    def save(self, name: str) -> None:
+        """A checkpoint in the run's folder. Raises SaveError."""
         self.checkpoint = {
             "method": self.settings.method,
             "settings": vars(self.settings),
             "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
             "epoch": len(self.history),
             "history": self.history,
             "rng": checkpoints.rng_state(self.device),
         }
         if ranks.rank() == 0:
-            checkpoints.save(self.out / "model.pt", self.checkpoint)
+            checkpoints.save(self.out / name, self.checkpoint)
 
     def finish(self, evaluate: Callable[[nn.Module, Tensor, Tensor, float], dict]) -> None:
         """Prints the table, evaluate(model, x, y, eps), and writes curves.png, metrics.json, which
@@ -280,7 +255,7 @@ class Run:
         dataset = self.dataset
         x, y = dataset.test_images(self.device)
         result = evaluate(self.model, x, y, settings.eps)
-        tables.print_report(result, self.model.row, len(x), settings.eps, dataset.class_names)
+        printing.print_report(result, self.model.row, len(x), settings.eps, dataset.class_names)
         metrics = {
             "command": " ".join([self.parser.prog, *self.parser.words]),
             "settings": vars(settings),
@@ -304,16 +279,16 @@ def some(x_train: Tensor, y_train: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return x_train[order[:count]].float() / 255, y_train[order[:count]]
 
 
-def robust(model: nn.Module, x_train: Tensor, y_train: Tensor, settings: Namespace) -> float:
+def robust(model: nn.Module, x_train: Tensor, y_train: Tensor, settings: RunSettings) -> float:
     """Of 200 training images, attacked as in training but from the image itself, in percent: how
     many the model classifies correctly. No test image is looked at before the end."""
     x, y = some(x_train, y_train, 200)
     x_adv = attacks.pgd(model.eval(), x, y, settings.eps, settings.alpha, settings.steps)
-    return tables.percent(model.combine(*models.ask_experts(model, x_adv)).argmax(1) == y)
+    return printing.percent(model.combine(*models.ask_experts(model, x_adv)).argmax(1) == y)
 
 
 @torch.no_grad()
-def shares(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
+def by_expert(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
     """Of 1,000 training images, clean, in percent: how many the model classifies correctly, how
     many each expert answers, and on how many it is the best. No expert should starve (appendix
     3.4). In a vote nobody answers alone."""
@@ -322,16 +297,16 @@ def shares(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
     logits, score = models.ask_experts(model, x)
     best = expert_losses(logits, y).argmin(0)
     experts = range(len(logits))
-    result = {"accuracy": tables.percent(model.combine(logits, score).argmax(-1) == y)}
+    result = {"accuracy": printing.percent(model.combine(logits, score).argmax(-1) == y)}
     if model.row != "vote":
-        result["answered"] = [tables.percent(score.argmax(0) == j) for j in experts]
-    return result | {"best": [tables.percent(best == j) for j in experts]}
+        result["answered"] = [printing.percent(score.argmax(0) == j) for j in experts]
+    return result | {"best": [printing.percent(best == j) for j in experts]}
 
 
 # ----------------------------------------------------------------- settings, and where a run starts
 
 
-def fill_in(settings: Namespace, dataset: data.Data) -> None:
+def fill_in(settings: RunSettings, dataset: data.Data) -> None:
     """Sets what depends on the data or on other settings."""
     settings.steps_per_epoch = max(1, len(dataset.x_train) // settings.batch_size)
     settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
@@ -349,25 +324,26 @@ def fill_in(settings: Namespace, dataset: data.Data) -> None:
         settings.epochs = options.default_epochs(settings.data)
 
 
-def _share_epochs(settings: Namespace, stages: tuple[int, ...]) -> dict[int, int]:
-    """{stage: epochs}, in equal parts. Raises ValueError where there are too few."""
-    if getattr(settings, "submodels", None) is not None:
-        stages = stages[1:]
-    share, rest = divmod(settings.epochs, len(stages))
+def divide_epochs(settings: RunSettings, stages: tuple[int, ...]) -> dict[int, int]:
+    """{stage: epochs}, in equal parts unless --stage1-epochs says otherwise. Raises ValueError
+    where there are too few."""
+    after_stage1 = getattr(settings, "submodels", None) is not None
     if (first := getattr(settings, "stage1_epochs", None)) is not None:
-        if getattr(settings, "submodels", None) is not None:
+        if after_stage1:
             raise ValueError("--stage1-epochs: with --submodels stage 1 is over")
         if first > settings.epochs:
             raise ValueError(f"--stage1-epochs is {first} of {settings.epochs} --epochs")
         both = {1: first, 2: settings.epochs - first}
         return {stage: epochs for stage, epochs in both.items() if epochs}
-    if share == 0:
+    stages = stages[1:] if after_stage1 else stages
+    each, rest = divmod(settings.epochs, len(stages))
+    if each == 0:
         least = len(stages)
         raise ValueError(f"--epochs is {settings.epochs}: {least} stages need at least {least}")
-    return dict.fromkeys(stages, share) | {stages[-1]: share + rest}
+    return dict.fromkeys(stages, each) | {stages[-1]: each + rest}
 
 
-def make_folder(settings: Namespace) -> str:
+def make_folder(settings: RunSettings) -> str:
     """A new folder for the run: --out, or the next free name. Raises ValueError, OSError."""
     if settings.out is not None:
         folder = Path(settings.out)
@@ -378,39 +354,3 @@ def make_folder(settings: Namespace) -> str:
     method = "" if settings.method == "soe" else f"-{settings.method}"
     name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
     return str(files.new(Path("runs"), name, make=files.make_folder))
-
-
-def _checkpoint_to_resume(folder: str, method: str, given: set[str]) -> dict:
-    """The checkpoint of an unfinished run of `method`. Raises ValueError, FileNotFoundError."""
-    if not_allowed := given - options.MOVABLE:
-        flags = ", ".join(f"--{name.strip('_').replace('_', '-')}" for name in sorted(not_allowed))
-        raise ValueError(f"--resume takes its settings from the checkpoint: leave out {flags}")
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"--resume {folder}: there is no such folder")
-    checkpoint = checkpoints.load(folder)
-    if (theirs := checkpoint["method"]) != method:
-        raise ValueError(f"{folder} holds a run of {theirs}, not {method}: use that script")
-    if (Path(folder) / "metrics.json").exists():
-        raise ValueError(f"the run in {folder} has finished: start another, or use infer.py")
-    return checkpoint
-
-
-def _stage1_checkpoint(settings: Namespace) -> dict:
-    """The checkpoint --submodels. Raises ValueError where it is not the end of a stage 1, or n,
-    depth, eps, data or score are others."""
-    path = settings.submodels
-    checkpoint = checkpoints.load(path)
-    theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
-    if checkpoint["method"] not in ("soe", "soe-stage1"):
-        raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
-    for name in ("n", "depth", "eps", "image_shape", "confidence"):
-        if theirs.get(name) != getattr(settings, name):
-            what = f"{name.replace('_', ' ')} {theirs.get(name)}"
-            raise ValueError(f"--submodels {path} has {what}, not {getattr(settings, name)}")
-    if theirs["data_checksum"] != settings.data_checksum:
-        raise ValueError(f"--submodels {path} has seen other images than {settings.data_name}'s")
-    if 2 in stages:
-        raise ValueError(f"--submodels {path} has been through stage 2: name a submodels.pt")
-    if len(stages) < theirs["stage_epochs"][1]:
-        raise ValueError(f"--submodels {path} has not finished stage 1: --resume its run first")
-    return checkpoint

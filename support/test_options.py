@@ -195,6 +195,9 @@ def test_every_option_that_a_text_names_exists(text):
     sources = [(ROOT / path).read_text() for path in own]
     added = re.compile(r'add(?:_argument)?\(\s*"(--[a-z][a-z0-9-]*)"')
     known = {name for source in sources for name in added.findall(source)}
+    settings = [of.settings for of in compare.METHODS.values()]
+    fields = {name.strip("_") for of in settings for name in options.kinds(of)}
+    known |= {"--" + name.replace("_", "-") for name in fields}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", (ROOT / text).read_text()))
     named = {"--" + name.removeprefix("--").removeprefix("no-") for name in named}
     assert len(known) > 30 and named - OTHERS <= known
