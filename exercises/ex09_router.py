@@ -4,8 +4,8 @@ Algorithm 1's argmax shows a gradient nothing of the E heads. Two losses do: one
 by a softmax, one drives a wrong expert to answer. Write them; then an attack of your own on a small
 trained SoE, in as many passes as ours, which takes as many images (within 2 points).
 
-In words: the measured results (experiments/README.md) give Square and the adaptive attack for such
-models. Which of the two is their robustness, and what does the paper's Table 3 tell?
+In words: the measured results (experiments/results.md) give Square and the adaptive attack for
+such models. Which of the two is their robustness, and what does the paper's Table 3 tell?
 """
 
 from collections.abc import Callable
