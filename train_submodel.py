@@ -24,48 +24,45 @@ from models import CONFIDENCES
 from support import options, ranks, runs, speed
 from support.options import option
 
-# Where a value comes from: S, the paper's appendix; C, the authors' code; R, our own reading.
-
 
 @dataclass
 class Settings(options.RunSettings):
     """the networks, the attack in training, and learning"""
 
-    n: int = option(3, options.experts, "M, the number of experts")  # S
-    depth: int = option(20, options.depth, "of each ResNet: 2, 8, 14, 20 ..")  # S
-    eps: float = option(0.03, options.radius_or_0, "epsilon: l-infinity, in [0, 1]; or 8/255")  # S
-    steps: int = option(10, options.count, "S, the steps of PGD")  # C
-    alpha: float = option(None, options.positive, "size of a step (default: eps / 3)")  # R; C: 0.01
-    random_start: bool = option(False, bool, "PGD starts at a random point of the ball")  # C
-    epochs: int = option(
-        None, options.count, "of all stages together (default: 16 on digits, else 100)"
-    )  # S: 100
-    batch_size: int = option(128, options.count, "B, training images a step")  # C
-    optimizer: str = option("sgd", ("sgd", "adam"), "SGD with momentum 0.9, or Adam")  # C
+    # The paper's appendix: three ResNet20s, 100 epochs, eps from 0.01 to 0.07.
+    n: int = option(3, options.experts, "M, the number of experts")
+    depth: int = option(20, options.depth, "depth of each ResNet: 2, 8, 14, 20 ..")
+    eps: float = option(
+        0.03, options.radius_or_0, "epsilon, l-infinity, pixels in [0, 1]; or 8/255"
+    )
+    epochs: int = option(None, options.count, "of all stages (default: 16 on digits, else 100)")
+    # The authors' code.
+    steps: int = option(10, options.count, "S, the steps of PGD")
+    random_start: bool = option(False, bool, "PGD starts at a random point of the ball")
+    batch_size: int = option(128, options.count, "B, training images a step")
+    optimizer: str = option("sgd", ("sgd", "adam"), "SGD with momentum 0.9, or Adam")
     lr: float = option(
         None, options.positive, "falls tenfold at 1/2 and 3/4 of a stage (default: 0.1; Adam: 1e-3)"
-    )  # C
-    augment: bool = option(
-        None, bool, "random crop and flip (default: for 32 x 32 colour images)"
-    )  # C
+    )
+    augment: bool = option(None, bool, "random crop and flip (default: for 32 x 32 colour images)")
+    # Ours: there a step is 0.01 at every eps.
+    alpha: float = option(None, options.positive, "alpha, the size of a step (default: eps / 3)")
 
 
 @dataclass
 class SoESettings(Settings):
     """the loss of SoE"""
 
-    weights: str = option(
-        "best", ("best", "confidence"), "who learns: Eq. 7, or softmax(g) as in the authors' code"
-    )  # S
-    sigma: float = option(
-        1.0, options.positive_or_inf, "sigma in Eq. 7; inf: the mean of the experts' losses"
-    )  # R
-    lambda_: float = option(
-        1.0, options.not_negative, "lambda, the weight of the confidence loss"
-    )  # C
+    # The appendix: Eq. 7, and who answers. It gives no value of sigma.
+    sigma: float = option(1.0, options.positive_or_inf, "sigma of Eq. 7; inf: the mean of losses")
     confidence: str = option(
         "ehead", CONFIDENCES, "the E head's g, or max_k f_k * g as in the authors' code"
-    )  # S
+    )
+    # The authors' code.
+    lambda_: float = option(1.0, options.not_negative, "lambda, the weight of the confidence loss")
+    weights: str = option(
+        "best", ("best", "confidence"), "who learns: Eq. 7, or softmax(g) as in the authors' code"
+    )
 
 
 # loss(model, x [B, C, H, W] in [0, 1], y [B], settings) -> scalar: all that a method is
