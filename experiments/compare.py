@@ -32,8 +32,9 @@ import baselines.methods
 import data
 import infer
 from baselines.methods import Method
-from experiments import pictures, records, soft_synergy, tables, train_or_resume
+from experiments import figures, records, soft_synergy, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
+from experiments.results import comparison, doubtful, group, markdown, summaries
 from models import ResNet
 from support import checkpoints, files, options, speed
 
@@ -226,17 +227,15 @@ def run(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
 
 def show(finished: list[Path], args: Namespace) -> None:
     """Prints the tables of these files, and draws them. Raises OSError."""
-    grouped = tables.group(map(records.read, finished))
+    grouped = group(map(records.read, finished))
     for title, methods in grouped.items():
         print(f"\n{title}; accuracy (%), each model attacked itself\n")
-        print(tables.markdown(tables.comparison(methods)))
-        print("\n".join(["", *tables.doubtful(methods)]))
+        print(markdown(comparison(methods)))
+        print("\n".join(["", *doubtful(methods)]))
     if grouped:
         picture = files.new(Path(args.out), "compare", ".png")
-        shown = {
-            title: tables.summaries(methods, args.attack) for title, methods in grouped.items()
-        }
-        files.write(picture, pictures.methods(shown, ("clean", *args.attack, "worst")))
+        shown = {title: summaries(methods, args.attack) for title, methods in grouped.items()}
+        files.write(picture, figures.methods(shown, ("clean", *args.attack, "worst")))
         print(f"\nWrote {args.results or args.out}: a JSON file for each run; and {picture}")
 
 

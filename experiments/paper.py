@@ -29,8 +29,9 @@ import torch.nn.functional as F
 
 import data
 import xor_demo
-from experiments import claims, compare, evaluate, records, tables, transfer_set
+from experiments import claims, compare, evaluate, records, transfer_set
 from experiments.claims import STRONGER
+from experiments.results import MAKERS
 from models import ResNet
 from support import files, options, speed
 from support.tables import duration
@@ -206,8 +207,8 @@ def show(name: str, results: Path, recorded: bool) -> None:
     found += [records.read(path) for path in sorted(results.glob("*/*.json"))]
     shown = records.matching("bench_step.json") if name == "table1" else found
     print(f"\n{kind} {number}\n")
-    if maker in tables.MAKERS and shown:
-        print(tables.MAKERS[maker](shown))
+    if maker in MAKERS and shown:
+        print(MAKERS[maker](shown))
     print()
     for claim, verdict, evidence in claims.judged(found):
         of = claim.place.partition(", ")[2]

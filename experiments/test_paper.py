@@ -7,7 +7,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from experiments import claims, compare, paper, tables
+from experiments import claims, compare, paper, results
 from experiments.claims import CLAIMS, LARGE, MIDDLE, SMALL, Evidence, Place, verdict
 
 
@@ -92,7 +92,7 @@ def test_claims_about_depth_are_those_of_table_4():
     found = [run(m, {"clean": c}, n, depth, eps=0) for (depth, m, n), c in clean.items()]
     told = {c.text: c.find(found) for c in CLAIMS if c.place == "4.4, Table 4"}
     assert [[round(e.difference) for e in of] for of in told.values()] == [[10], [1], [9]]
-    row = tables.table4([r | {"table": {"vote": {}}, "row": "vote"} for r in found])[1]
+    row = results.table4([r | {"table": {"vote": {}}, "row": "vote"} for r in found])[1]
     assert row[0] == "digits, ResNet2, without attacks" and row[3].startswith("+10.0 ±")
 
 
@@ -151,16 +151,16 @@ def test_what_evaluate_measures_elsewhere_is_kept_apart():
 def test_experts_are_compared_by_who_answers():
     methods = {"soe": (50, 10), "soe's vote": (70, 30), "soe at T = 3": (60, 20), "gal": (1, 1)}
     found = [run(name, {"clean": c, "worst": w}) for name, (c, w) in methods.items()]
-    _, argmax, soft, vote = tables.softened(found)
+    _, argmax, soft, vote = results.softened(found)
     assert argmax[1:] == ["the most confident", "50.0", "10.0", "-", "-"]
     assert soft[1] == "at T = 3" and soft[4].startswith("+10.0 ±")
     assert vote[1:4] == ["vote", "70.0", "30.0"] and vote[5].startswith("+20.0 ±")
 
 
 def test_every_number_of_the_paper_has_its_place_and_every_claim_too():
-    for name, of in tables.PAPER.items():
+    for name, of in results.PAPER.items():
         assert name.title() in of["place"] and of["what"]
-    assert {len(values) for values in list(tables.PAPER["table 3"].values())[2:]} == {7}
+    assert {len(values) for values in list(results.PAPER["table 3"].values())[2:]} == {7}
     places = " ".join(claim.place for claim in CLAIMS)
     assert len(CLAIMS) >= 12 and len({claim.text for claim in CLAIMS}) == len(CLAIMS)
     for number in range(1, 5):

@@ -9,19 +9,19 @@ import pytest
 from PIL import Image
 
 import data
-from experiments import intervals, records, subset, tables
+from experiments import intervals, records, results, subset
 from experiments.fixtures import arrays
 from support import files
 
 
-@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", results.TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_tables_of_the_texts_are_those_of_the_json_files(path):
-    """If this fails: python -m experiments.tables"""
-    assert tables.written(path.read_text()) == path.read_text()
+    """If this fails: python -m experiments.results"""
+    assert results.written(path.read_text()) == path.read_text()
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     """An empty folder in the place of results/."""
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     records.stored.cache_clear()
@@ -29,16 +29,16 @@ def results(tmp_path, monkeypatch):
     records.stored.cache_clear()
 
 
-def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(results, monkeypatch):
+def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(folder, monkeypatch):
     names = lambda found: " ".join(of["named"] for of in found)  # noqa: E731
-    monkeypatch.setitem(tables.MAKERS, "names", names)
+    monkeypatch.setitem(results.MAKERS, "names", names)
     for name in ("b", "a"):
-        (results / f"{name}.json").write_text(json.dumps({"named": name}))
+        (folder / f"{name}.json").write_text(json.dumps({"named": name}))
     text = "before\n<!-- names: *.json -->\nold\n<!-- end -->\nafter\n"
     new = text.replace("old", "\na b\n")
-    assert tables.written(text) == new == tables.written(new)
+    assert results.written(text) == new == results.written(new)
     with pytest.raises(ValueError, match="no record none.json"):
-        tables.written(text.replace("*.json", "none.json"))
+        results.written(text.replace("*.json", "none.json"))
 
 
 def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
@@ -48,7 +48,7 @@ def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
             records.read(tmp_path / "a.json")
 
 
-def test_records_keep_what_a_file_says_to_the_last_bit(results, tmp_path_factory):
+def test_records_keep_what_a_file_says_to_the_last_bit(folder, tmp_path_factory):
     """A run of compare, and a model that evaluate attacked at two eps."""
     run = result("soe", 0, {"clean": "0110" * 5, "worst": "00000000"})
     of_eps = {key: run[key] for key in ("table", "correct", "specialisation")}
@@ -68,13 +68,13 @@ def test_records_keep_what_a_file_says_to_the_last_bit(results, tmp_path_factory
         records.append([new / "run.json"] * 2, "set-2")
 
 
-def test_records_are_found_by_name_as_files_are(results, tmp_path_factory):
+def test_records_are_found_by_name_as_files_are(folder, tmp_path_factory):
     new = tmp_path_factory.mktemp("runs")
     for name in ("b-1", "a-1", "a-2"):
         (new / f"{name}.json").write_text(json.dumps(result(name, 0, {"worst": "1"})))
     records.append([new / "b-1.json", new / "a-1.json"], "set")
     records.append([new / "a-2.json"], "set-2")
-    (results / "alone.json").write_text("{}")
+    (folder / "alone.json").write_text("{}")
     named = {
         pattern: [of.get("method", "-") for of in records.matching(pattern)]
         for pattern in ("set/*.json", "*/a-*.json", "*.json", "none/*.json")
@@ -88,9 +88,9 @@ def test_records_are_found_by_name_as_files_are(results, tmp_path_factory):
 
 
 def test_the_pictures_are_drawn_from_the_same_files():
-    for name, picture in tables.drawn().items():
+    for name, picture in results.drawn().items():
         assert Image.open(io.BytesIO(picture)).width > 400
-        assert (tables.HERE / "figures" / name).is_file()
+        assert (results.HERE / "figures" / name).is_file()
 
 
 def test_student_s_t():
@@ -142,9 +142,9 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     ]
     rival = {"clean": half, "pgd": half, "worst": half}
     runs += [result("plain", seed, rival, adaptive=False) for seed in (0, 1)]
-    ((title, methods),) = tables.group(reversed(runs)).items()
+    ((title, methods),) = results.group(reversed(runs)).items()
     assert title == "d, 1 x ResNet2, eps 0.1"
-    head, soe, plain = tables.comparison(methods)
+    head, soe, plain = results.comparison(methods)
     deviation = f"75.0 ± {50 / math.sqrt(2):.1f}"
     assert dict(zip(head, soe))["PGD-20"] == deviation and soe[-3:] == [
         "-",
@@ -153,32 +153,32 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     ]
     assert dict(zip(head, plain))["adaptive"] == "-"
     assert dict(zip(head, plain))["worst less soe's"] == "+0.0 ± 0.0"
-    _, of_soe = tables.routing(methods)  # nobody answers alone in the other
+    _, of_soe = results.routing(methods)  # nobody answers alone in the other
     assert of_soe == ["soe", "4.0 ± 0.0", "50.0 ± 0.0", "25.0 ± 0.0", "75.0 ± 0.0", "75.0 ± 0.0"]
-    assert tables.decided(methods)[1] == ["soe", "4 (2)"]
+    assert results.decided(methods)[1] == ["soe", "4 (2)"]
 
 
 def test_the_folds_of_a_data_set_are_one_table():
     runs = [result("soe", seed, {"clean": "1100", "worst": "1000"}) for seed in (1, 2)]
     for run in runs:
         run["settings"]["data_name"] = f"d-fold{run['settings']['seed']}"
-    ((title, methods),) = tables.group(runs).items()
+    ((title, methods),) = results.group(runs).items()
     assert title.startswith("d-folds, ") and methods == {"soe": runs}
 
 
-def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(results):
-    (results / "photos").mkdir()
+def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(folder):
+    (folder / "photos").mkdir()
     found = []
     for method, before, now in (("plain", "1100", "10001111"), ("soft", "1110", "11101111")):
         for seed in (0, 1):
             name = f"{method}-{seed}.json"
-            (results / "photos" / name).write_text(
+            (folder / "photos" / name).write_text(
                 json.dumps(result(method, seed, {"worst": before}))
             )
             eps = {"0.1": {"correct": {"clean": "1" * 8, "worst": now}}}
             found.append({"name": f"strong/{name}", "model": {"seed": seed}})
             found[-1]["eps"] = eps
-    columns, first, second, difference = tables.stronger(found)
+    columns, first, second, difference = results.stronger(found)
     shown = ["worst, on these", "by the weaker attacks", "on the others"]
     assert columns == ["", "clean", "worst", *shown]
     assert first[0] == "plain" and second == [
@@ -200,11 +200,11 @@ def test_the_plane_and_the_fronts_put_each_run_in_its_place():
         run("plain-together", "0000"),
         run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
     ]
-    ((_, plane),) = tables.sigma_T_plane(runs, {"d": 0.1}).items()
+    ((_, plane),) = results.sigma_T_plane(runs, {"d": 0.1}).items()
     worst = {where: of["worst"] for where, of in plane.items()}
     infinity = (math.inf, math.inf)
     assert worst == {(0.3, 0.0): 25.0, (1.0, 1.0): 75.0, infinity: 0.0}
-    ((_, fronts),) = tables.fronts(runs).items()
+    ((_, fronts),) = results.fronts(runs).items()
     assert [*fronts["plain-together"]] == [1, 0.5] and len(fronts) == 4
     assert fronts["plain-together"][0.5]["worst"] == [50.0]
 

@@ -1,6 +1,6 @@
 """Writes the tables of the READMEs from the records in results/: no number is typed by hand.
 
-    python -m experiments.tables    # rewrites what stands between the marks, and draws figures/
+    python -m experiments.results    # rewrites what stands between the marks, and draws figures/
 
 A mark names one of the functions in MAKERS and the records it reads (records.py):
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path, PurePath
 
-from experiments import pictures
+from experiments import figures
 from experiments.claims import (
     NAMES,
     TRANSFER,
@@ -626,21 +626,21 @@ def drawn() -> dict[str, bytes]:
     for name in ("plain-together", "soft-synergy-lr0.03-temperature3"):
         weighed += matching(f"photos/*-{name}-depth2-n3-eps0.03-epochs12-seed0.json")
     return {
-        "front.png": pictures.front(fronts(weighed)),
-        "plane.png": pictures.sigma_T_plane(plane),
-        "experts_by_class.png": pictures.experts_by_class(classes(of_soe)),
-        "by_number.png": pictures.by_number(numbers),
-        "compare.png": pictures.methods(shown, ("clean", *attacks, "worst")),
-        "attacks_by_eps.png": pictures.accuracy_by_eps(by_eps, of_model["row"]),
-        "scaling.png": pictures.scaling(scaling),
-        "dial.png": pictures.dial(
+        "front.png": figures.front(fronts(weighed)),
+        "plane.png": figures.sigma_T_plane(plane),
+        "experts_by_class.png": figures.experts_by_class(classes(of_soe)),
+        "by_number.png": figures.by_number(numbers),
+        "compare.png": figures.methods(shown, ("clean", *attacks, "worst")),
+        "attacks_by_eps.png": figures.accuracy_by_eps(by_eps, of_model["row"]),
+        "scaling.png": figures.scaling(scaling),
+        "dial.png": figures.dial(
             dial(matching("readings/*-soe-confidencerectified-*depth2-*seed0.json"))
         ),
     }
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = options.Parser(__doc__, prog="-m experiments.tables")
+    parser = options.Parser(__doc__, prog="-m experiments.results")
     parser.parse_args(argv)
     with parser.errors_in_one_line():
         for path in TEXTS:
