@@ -208,14 +208,14 @@ def show(name: str, results: Path, recorded: bool) -> None:
     shown = records.matching("bench_step.json") if name == "table1" else found
     print(f"\n{kind} {number}\n")
     if maker in MAKERS and shown:
-        print(MAKERS[maker](shown))
+        print(MAKERS[maker](records.frame(shown)))
     print()
-    for claim, verdict, evidence in claims.judged(found):
+    for claim in claims.judged(records.frame(found)) if found else ():
         of = claim.place.partition(", ")[2]
         if of.startswith(kind) and number in of:
-            print(f"- {claim.text} ({claim.place}): {verdict}")
-            for one, said in evidence:
-                print(f"    {one.where}: {one} {said}")
+            print(f"- {claim.text} ({claim.place}): {claim.verdict}")
+            for one in claim.evidence:
+                print(f"    {one.where}: {one} {claim.says(one)}")
 
 
 def main(argv: list[str] | None = None) -> None:

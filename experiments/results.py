@@ -2,571 +2,406 @@
 
     python -m experiments.results    # rewrites what stands between the marks, and draws figures/
 
-A mark names one of the functions in MAKERS and the records it reads (records.py):
+A mark names one of the functions in MAKERS and the records that it reads:
 
     <!-- comparison: compare/digits-*-depth2-*.json -->
     <!-- end -->
+
+A maker turns the frame of these records (`records.frame`, a row a run) into Markdown.
 """
 
 import contextlib
 import io
 import json
-import math
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path, PurePath
 
+import numpy as np
+import pandas as pd
+
 from experiments import figures
-from experiments.claims import (
-    NAMES,
-    TRANSFER,
-    differences,
-    judged,
-    placed,
-    trained_as,
-    with_column,
-)
-from experiments.intervals import interval, mean_and_deviation, paired_difference
-from experiments.records import matching
+from experiments.claims import ONE, SOE, TRANSFER, compared, counted, judged, select
+from experiments.intervals import interval
+from experiments.records import NAMES, by_title, frame, matching, measurements, paired, trained_as
 from support import files, options
 from support.tables import duration, print_report
 
 HERE = Path(__file__).parent
 TEXTS = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))
-MAIN = "digits-*-n3-eps0.1-*.json"  # the comparison with all the rivals
 MARK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.S)
 HEADINGS = {"pgd": "PGD-20", "apgd": "AutoPGD", "square": "Square"}
-Rows = list[list[str]]  # the heading first
-
-
 PAPER = json.loads((HERE / "paper.json").read_text())  # its numbers
 
-
-def group(results: Iterable[dict]) -> dict[str, dict[str, list[dict]]]:
-    """{title: {method: its runs, in the order of their seeds}}; all folds of a data set together,
-    as each has a seed of its own."""
-    grouped = {}
-    for result in sorted(results, key=lambda result: result["settings"]["seed"]):
-        s = result["settings"]
-        data_name = re.sub(r"-fold\d+$", "-folds", s["data_name"])
-        title = f"{data_name}, {s['n']} x ResNet{s['depth']}, eps {s['eps']:g}"
-        grouped.setdefault(title, {}).setdefault(result["method"], []).append(result)
-    return {
-        title: dict(sorted(methods.items(), key=_soe_first)) for title, methods in grouped.items()
-    }
+# ------------------------------------------------------------------------------- cells, and tables
 
 
-def _soe_first(item: tuple[str, list[dict]]) -> tuple[bool, str]:
-    return not item[0].startswith("soe"), item[0]
+def accuracy(values: pd.Series) -> str:
+    """Mean and deviation over seeds, in %: "57.2 ± 3.1"; "-" where one was not measured."""
+    if values.isna().any():
+        return "-"
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 
-# ---------------------------------------------------------------------------------- what is shown
+def signed(differences: pd.Series, mark: str = "") -> str:
+    """The interval of an array [N] for each seed, in points; marked, where there is one seed."""
+    shown = "{:+.1f} ± {:.1f}".format(*interval(np.stack(list(differences))))
+    return shown + mark * (len(differences) == 1)
 
 
-def text(values: list[float]) -> str:
-    return " ± ".join(f"{value:.1f}" for value in values) or "-"
+def markdown(rows: list[list[str]]) -> str:
+    """The heading is the first row."""
+    head, *rest = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
 
 
-def cells(results: list[dict], column: str, row: str | None = None) -> list[float]:
-    """Mean and deviation of one column; nothing where it was not measured."""
-    found = [r["table"][row or r["row"]].get(column) for r in results]
-    return [] if None in found or not found else mean_and_deviation(found)
+def table(cells: pd.DataFrame, *labels: str) -> str:
+    """A frame of texts, "-" where there is none; `labels` are headings of its index."""
+    head = [*(labels or [""]), *(HEADINGS.get(column, column) for column in cells.columns)]
+    rows = cells.astype(object).fillna("-").reset_index().astype(str)
+    return markdown([head, *rows.values.tolist()])
 
 
-def comparison(methods: dict[str, list[dict]]) -> Rows:
-    """Each method attacked itself; the last column is paired with the first method."""
-    first, *_ = methods.values()
-    attacks = first[0]["evaluation"]["attack"] if first[0]["settings"]["eps"] else []
-    columns = ["clean", *attacks, *(["worst"] if attacks else [])]
-    decisive = list(first[0]["correct"])[-1]  # worst; the only attack, or clean, where that is all
-    of_first = f"{decisive} less {first[0]['method']}'s"
-    rows = [["", "units", *(HEADINGS.get(c, c) for c in columns), of_first, "alone", "any"]]
-    for method, results in methods.items():
-        difference = "-"
-        by_seed = [{r["settings"]["seed"]: r for r in part} for part in (results, first)]
-        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())  # the others have no pair
-        if method != first[0]["method"] and seeds:
-            pair = [[list(of[seed]["correct"].values())[-1] for seed in seeds] for of in by_seed]
-            difference = "{:+.1f} ± {:.1f}".format(*paired_difference(*pair))
-        experts = [statistics.mean(alone(r)) for r in results]
-        shown = [text(cells(results, column)) for column in columns]
-        others = [text(mean_and_deviation(experts)), text(cells(results, "clean", "any"))]
-        rows.append([method, f"{results[0]['units']:,}", *shown, difference, *others])
-    return rows
+def titled(make: Callable, below: Callable = lambda runs: []) -> Callable:
+    """A table for each title, and what stands `below`; the title above it if there are several."""
+
+    def made(runs: pd.DataFrame) -> str:
+        titles = by_title(runs)
+        parts = ["\n\n".join([make(of_title), *below(of_title)]) for _, of_title in titles]
+        several = [f"**{title}**\n\n{part}" for (title, _), part in zip(titles, parts)]
+        return "\n\n".join(several if len(titles) > 1 else parts)
+
+    return made
 
 
-def routing(methods: dict[str, list[dict]]) -> Rows:
+# ----------------------------------------------------------------------- methods beside each other
+
+
+def comparison(runs: pd.DataFrame) -> str:
+    """Each method attacked itself; the differences are from the first method, on the same seeds."""
+    first, record = runs["method"].iloc[0], runs["record"].iloc[0]
+    columns = ["clean", *record["evaluation"]["attack"], "worst"]
+    columns = columns if record["settings"]["eps"] else ["clean"]
+    runs = runs.assign(**{column: np.nan for column in columns if column not in runs})
+    # differences are those of the last column: worst; the only attack, or clean, where that is all
+    last, decisive = list(record["correct"])[-1], [[*bits.values()][-1] for bits in runs["correct"]]
+    measured = measurements(runs.assign(correct=[{last: bits} for bits in decisive]))
+    pairs = paired(measured.query("method != @first"), measured.query("method == @first"))
+    methods = runs.groupby("method", sort=False)
+    cells = methods[columns].agg(accuracy)
+    cells.insert(0, "units", methods["units"].first().map("{:,.0f}".format))
+    cells[f"{last} less {first}'s"] = pairs.groupby("method")["difference"].agg(signed)
+    return table(cells.join(methods[["alone", "any"]].agg(accuracy)))
+
+
+def doubtful(runs: pd.DataFrame) -> list[str]:
+    """What the referee doubts of these runs (`evaluate.doubts`), a line each."""
+    return [
+        f"Doubtful, {method}, seed {seed}: {doubt}."
+        for method, seed, record in zip(runs["method"], runs["seed"], runs["record"])
+        for doubt in record.get("doubts", [])
+    ]
+
+
+def routing(runs: pd.DataFrame) -> str:
     """How the experts divide the work on clean images, for methods in which one answers."""
-    rows = [["", "images disagreed on", "correct: answering", "best fixed", "any", "class share"]]
-    for method, results in methods.items():
-        if "clean" in (of := results[0]["specialisation"]):
-            columns = {
-                key: [r["specialisation"]["clean"]["disagree"][key] for r in results]
-                for key in of["clean"]["disagree"]
-            }
-            share = [
-                statistics.mean(map(max, zip(*r["specialisation"]["clean"]["answers"])))
-                for r in results
-            ]
-            shown = [
-                text(mean_and_deviation(v)) if None not in v else "-"
-                for v in (*columns.values(), share)
-            ]
-            rows.append([method, *shown])
-    return rows
+    rows = []
+    for method, record in zip(runs["method"], runs["record"]):
+        if division := record["specialisation"].get("clean"):
+            share = statistics.mean(map(max, zip(*division["answers"])))
+            rows.append({"method": method, **division["disagree"], "class share": share})
+    cells = pd.DataFrame(rows).groupby("method", sort=False).agg(accuracy)
+    names = {"images": "images disagreed on", "answering": "correct: answering"}
+    return table(cells.rename(columns=names))
 
 
-def decided(methods: dict[str, list[dict]]) -> Rows:
+def decided(runs: pd.DataFrame) -> str:
     """Of all seeds together, the images that each attack took, and that no other took."""
-    first, *_ = methods.values()
-    attacks = list(first[0]["decided"])
-    rows = [["images taken (by it alone)", *(HEADINGS.get(a, a) for a in attacks)]]
-    for method, results in methods.items():
-        shown = []
-        for attack in attacks:
-            counts = [r["decided"].get(attack, {}) for r in results]
-            took, alone = (sum(c.get(k, 0) for c in counts) for k in ("took", "alone"))
-            shown.append(f"{took} ({alone})" if counts[0] else "-")
-        rows.append([method, *shown])
-    return rows
+    rows = []
+    for method, record in zip(runs["method"], runs["record"]):
+        for attack, counts in record["decided"].items():
+            rows.append({"method": method, "attack": attack, **counts})
+    total = pd.DataFrame(rows).groupby(["method", "attack"], sort=False).sum().astype(str)
+    cells = total["took"] + " (" + total["alone"] + ")"
+    return table(cells.unstack(sort=False), "images taken (by it alone)")
 
 
-def attacked(results: list[dict]) -> Rows:
-    """Models, or parts of one, each attacked itself: files of experiments.evaluate."""
-    columns, found = {}, []
-    for result in results:
-        what = result["command"]["part"] or result["row"]
-        what = f"expert {what}" if what.isdecimal() else what
-        for eps, of_eps in result["eps"].items():
-            cells = of_eps["table"][result["row"]]
-            deviation = of_eps["deviation"].get(result["row"], {})
-            columns |= dict.fromkeys(column for column in cells if column != "own")
-            trained = f"{trained_as(result['model'])}, ResNet{result['model']['depth']}"
-            found.append((trained, eps, what, cells, deviation))
-    rows = [["trained as", "eps", "attacked itself", *(HEADINGS.get(c, c) for c in columns)]]
-    for *names, cells, deviation in found:
-        values = [[cells[c], deviation[c]] if c in deviation else [cells.get(c)] for c in columns]
-        rows.append([*names, *("-" if None in pair else text(pair) for pair in values)])
-    return rows
+# -------------------------------------------------------------- models attacked again, other files
 
 
-def stronger(results: list[dict]) -> Rows:
-    """Models attacked once more, over their seeds: files of experiments.evaluate, beside those of
-    experiments.compare in photos/, on these images and on others that these never saw. The last row
-    is the second method's less the first's."""
-    methods: dict[str, list[dict]] = {}
-    for result in sorted(results, key=lambda result: result["model"]["seed"]):
-        (of_eps,) = result["eps"].values()
-        (before,) = matching(f"photos/{PurePath(result['name']).name}")
-        weaker = before["correct"]["worst"]
-        again = {"worst, on these": of_eps["correct"]["worst"][: len(weaker)]}
-        again["by the weaker attacks"] = weaker
-        again["on the others"] = of_eps["correct"]["worst"][len(weaker) :]
-        methods.setdefault(before["method"], []).append(of_eps["correct"] | again)
-    (first, ours), (second, theirs) = methods.items()
-    columns = list(max(ours[0], theirs[0], key=len))  # a vote has no adaptive attack
-    rows = [["", *(HEADINGS.get(c, c) for c in columns)], [first], [second], [f"{second}, more"]]
-    for column in columns:
-        bits = [[correct[column] for correct in of if column in correct] for of in (ours, theirs)]
-        for row, of_seeds in zip(rows[1:], bits):
-            row.append(
-                text(mean_and_deviation(list(map(percent_of, of_seeds)))) if of_seeds else "-"
-            )
-        rows[3].append(signed(*paired_difference(bits[1], bits[0])) if all(bits) else "-")
-    return rows
+def attacked(runs: pd.DataFrame) -> str:
+    """Models, or parts of one, each attacked itself, by evaluate; ± over the attack's seeds."""
+    rows, labels = [], ["trained as", "eps", "attacked itself"]
+    for record, depth, eps in zip(runs["record"], runs["depth"], runs["eps"]):
+        part, row = record["command"]["part"] or record["row"], record["row"]
+        name = f"expert {part}" if part.isdecimal() else part
+        shown = dict(zip(labels, (f"{trained_as(record['model'])}, ResNet{depth}", eps, name)))
+        for column, mean in record["table"][row].items():
+            deviation = record["deviation"].get(row, {}).get(column)
+            shown[column] = f"{mean:.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
+        rows.append(shown)
+    return table(pd.DataFrame(rows).set_index(labels).drop(columns="own", errors="ignore"), *labels)
 
 
-def steps(results: list[dict]) -> Rows:
-    """Time of a training step: a file of experiments.bench_step."""
-    (result,) = results
-    soe = statistics.mean(result["seconds"]["soe"].values())
-    rows = [["", "stage 1", "stage 2", "mean / SoE's", "hours of Table 1 / SoE's"]]
-    for method, of_stage in result["seconds"].items():
-        shown = [duration(of_stage[s]) if s in of_stage else "-" for s in ("1", "2")]
-        ratio = statistics.mean(of_stage.values()) / soe
-        paper = result["table 1"].get(method)
-        rows.append([method, *shown, f"{ratio:.2f}", f"{paper:.2f}" if paper else "-"])
-    return rows
+def stronger(runs: pd.DataFrame) -> str:
+    """Models attacked once more, over their seeds, beside compare's attacks in photos/: on these
+    images, and on others that those never saw. The last row is the second method less the first."""
+    methods, correct = [], []
+    for name, now in zip(runs["name"], runs["correct"]):
+        (before,) = frame(matching(f"photos/{PurePath(name).name}")).to_dict("records")
+        weaker, worst = before["correct"]["worst"], now["worst"]
+        these, others = worst[: len(weaker)], worst[len(weaker) :]
+        new = {"worst, on these": these, "by the weaker attacks": weaker, "on the others": others}
+        correct.append(now | new)
+        methods.append(before["method"])
+    measured = measurements(runs.assign(method=methods, correct=correct))
+    first, second = measured["method"].unique()
+    cells = measured.groupby(["method", "column"])["accuracy"].agg(accuracy).unstack()
+    pairs = paired(measured.query("method == @second"), measured.query("method == @first"))
+    cells.loc[f"{second}, more"] = pairs.groupby("column")["difference"].agg(signed)
+    return table(cells[list(max(correct, key=len))])  # a vote has no adaptive attack
 
 
-def ways(results: list[dict]) -> Rows:
+def steps(runs: pd.DataFrame) -> str:
+    """Table 1: time of a training step; a file of experiments.bench_step."""
+    (record,) = runs["record"]
+    seconds = pd.DataFrame(record["seconds"]).T.add_prefix("stage ")
+    mean, hours = seconds.mean(axis=1), pd.Series(record["table 1"])
+    cells = seconds.map(duration, na_action="ignore")
+    cells["mean / SoE's"] = (mean / mean["soe"]).map("{:.2f}".format)
+    cells["hours of Table 1 / SoE's"] = hours.map("{:.2f}".format, na_action="ignore")
+    return table(cells)
+
+
+def ways(runs: pd.DataFrame) -> str:
     """Time of a step, one way down after the other: a file of experiments.bench_step --ablate."""
-    (result,) = results
-    rows = [["", "stage 1", "stage 2", "times as fast as the first"]]
-    slowest = statistics.mean(next(iter(result["ways"].values())))
-    for name, times in result["ways"].items():
-        rows.append([name, *map(duration, times), f"{slowest / statistics.mean(times):.1f}"])
-    return rows
+    (record,) = runs["record"]
+    seconds = pd.DataFrame(record["ways"], ["stage 1", "stage 2"]).T
+    mean, cells = seconds.mean(axis=1), seconds.map(duration)
+    cells["times as fast as the first"] = (mean.iloc[0] / mean).map("{:.1f}".format)
+    return table(cells)
 
 
-def tools(results: list[dict]) -> Rows:
+def tools(runs: pd.DataFrame) -> str:
     """Other people's attacks beside ours: files of experiments.other_tools."""
-    models = [result["model"] for result in results]
-    rows = [["% left (taken of what our worst leaves)", *map(trained_as, models)]]
-    left = [result["our worst"] for result in results]
-    shown = [f"{100 * of['left'] / of['images']:.1f} ({of['left']} images)" for of in left]
-    rows.append(["our worst of PGD, AutoPGD, Square, adaptive", *shown])
-    for name in results[0]["rows"]:
-        of_tool = [result["rows"][name] for result in results]
-        rows.append([name, *(f"{of['correct']:.1f} ({of['of ours']})" for of in of_tool)])
-    return rows
+    cells = {}
+    for record in runs["record"]:
+        left, images = record["our worst"]["left"], record["our worst"]["images"]
+        worst = f"{100 * left / images:.1f} ({left} images)"
+        ours = {"our worst of PGD, AutoPGD, Square, adaptive": worst}
+        rows = record["rows"].items()
+        theirs = {name: f"{row['correct']:.1f} ({row['of ours']})" for name, row in rows}
+        cells[trained_as(record["model"])] = ours | theirs
+    return table(pd.DataFrame(cells), "% left (taken of what our worst leaves)")
 
 
-def run_table(results: list[dict]) -> str:
+def run_table(runs: pd.DataFrame) -> str:
     """What a run prints at its end: the metrics.json of one."""
-    (result,) = results
-    printed, s = io.StringIO(), result["settings"]
-    with contextlib.redirect_stdout(printed):
-        print_report(result, "collaboration", result["images"], s["eps"])
+    (record,) = runs["record"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        print_report(record, "collaboration", record["images"], record["settings"]["eps"])
     return f"```\n{printed.getvalue().strip()}\n```"
 
 
 # ------------------------------------------------------------------- the paper's tables and figures
 
 
-def beside(ours: str, paper: float | None) -> str:
-    """Our number, and the paper's in brackets."""
-    return ours if paper is None else f"{ours} ({paper:.1f})"
+def by_place(measured: pd.DataFrame, method: str, M: int, column: str) -> pd.Series:
+    """For each place, a method's accuracy."""
+    return select(measured, method, M, column).groupby("place")["accuracy"].agg(accuracy)
 
 
-def summary(results: list[dict]) -> Rows:
+def less(
+    measured: pd.DataFrame, ours: tuple, theirs: tuple, column: str, mark: str = ""
+) -> pd.Series:
+    """For each place, what one (method, M) has more than another."""
+    return compared(measured, ours, theirs, column).groupby("place")["difference"].agg(signed, mark)
+
+
+def summary(runs: pd.DataFrame) -> str:
     """SoE, the ensemble and soft synergy: clean accuracy, and what is left of it under the worst
     attack, at the paper's eps 0.03, on digits at 0.1. † marks one seed of training."""
-    rows = [["clean → under the worst attack", "SoE", "the ensemble", "soft synergy"]]
-    rows[0] += ["the ensemble, less SoE", "soft synergy, less the ensemble"]
-    for place, methods in placed(results).items():
-        digits = place.data == "digits"
-        soft = "soft-synergy" + ("" if digits else " --lr 0.03 --temperature 3")
-        if place.eps != (0.1 if digits else 0.03) or ("plain-together", 3) not in methods:
-            continue
-        row, names = [str(place)], ["soe", "plain-together", soft]
-        for name in names:
-            runs = [run for run in methods.get((name, 3), []) if "table" in run]
-            clean, worst = (cells(runs, column)[:1] for column in ("clean", "worst"))
-            row.append(f"{text(clean)} → **{text(worst)}**" if runs else "-")
-        for theirs, ours in zip(names, names[1:]):
-            if measured := differences(methods, (ours, 3), (theirs, 3), "worst"):
-                row.append(signed(*interval(measured[0])) + "†" * (len(measured[0]) == 1))
-            else:
-                row.append("-")
-        rows.append(row)
-    return rows
+    tuned = "soft-synergy --lr 0.03 --temperature 3"  # on photographs
+    digits = counted(runs).query("data == 'digits' and eps == 0.1 and method != @tuned")
+    photos = counted(runs).query("data != 'digits' and eps == 0.03 and method != 'soft-synergy'")
+    measured = pd.concat([digits, photos.replace({"method": {tuned: "soft-synergy"}})])
+    names = {"soe": "SoE", "plain-together": "the ensemble", "soft-synergy": "soft synergy"}
+    mean = measured.query("M == 3").groupby(["place", "method", "column"])["accuracy"].mean()
+    mean = mean.map("{:.1f}".format).unstack()
+    cells = (mean["clean"] + " → **" + mean["worst"] + "**").unstack()
+    cells = cells.reindex(columns=list(names)).rename(columns=names)
+    ensemble, soft = ("plain-together", 3), ("soft-synergy", 3)
+    cells["the ensemble, less SoE"] = less(measured, ensemble, SOE, "worst", "†")
+    cells["soft synergy, less the ensemble"] = less(measured, soft, ensemble, "worst", "†")
+    return table(cells.dropna(subset="the ensemble"), "clean → under the worst attack")
 
 
-def table2(results: list[dict]) -> Rows:
+def table2(runs: pd.DataFrame) -> str:
     """Clean accuracy of SoE and of each expert, from the best to the worst."""
-    paper = PAPER["table 2"]
-    rows = [["", "SoE", "best expert", "second", "third", "any correct"]]
-    shown = [f"{value:.1f}" for value in (paper["soe"], *sorted(paper["experts"], reverse=True))]
-    rows.append(["the paper, eps 0.02", *shown, "-"])
-    for place, methods in placed(results).items():
-        runs = [run for run in methods.get(("soe", 3), []) if "table" in run]
-        if runs and place.eps:
-            each = [sorted(alone(run), reverse=True) for run in runs]
-            columns = [cells(runs, "clean"), *map(mean_and_deviation, zip(*each))]
-            columns.append(cells(runs, "clean", "any"))
-            rows.append([str(place), *map(text, columns)])
-    return rows
+    paper, ranks = PAPER["table 2"], ["best expert", "second", "third"]
+    soe = select(counted(runs).query("eps > 0"), *SOE, "clean")
+    best = [sorted(accuracies, reverse=True) for accuracies in soe["experts"]]
+    soe = soe.join(pd.DataFrame(best, soe.index, ranks))
+    cells = soe.groupby("place")[["accuracy", *ranks, "any"]].agg(accuracy)
+    theirs = [f"{value:.1f}" for value in (paper["soe"], *sorted(paper["experts"], reverse=True))]
+    theirs = pd.DataFrame([[*theirs, "-"]], ["the paper, eps 0.02"], cells.columns)
+    cells = pd.concat([theirs, cells])
+    return table(cells.rename(columns={"accuracy": "SoE", "any": "any correct"}))
 
 
-def alone(result: dict) -> list[float]:
-    """Clean accuracy of each expert."""
-    table, M = result["table"], result["settings"]["n"]
-    return [table[f"expert {j + 1}"]["clean"] for j in range(M)]
-
-
-def table3(results: list[dict]) -> str:
+def table3(runs: pd.DataFrame) -> str:
     """Accuracy under Square, the paper's in brackets, and under the worst attack: by method and
     eps, a table for each data set and depth."""
-    paper, grouped = PAPER["table 3"], {}
-    for place, methods in placed(results).items():
-        if place.eps:
-            grouped.setdefault((place.data, place.depth), {})[place.eps] = methods
-    parts = []
-    for (name, depth), of_eps in grouped.items():
-        rows = [["", *(f"{what}, eps {eps:g}" for eps in of_eps for what in ("Square", "worst"))]]
-        for method in dict.fromkeys(m for methods in of_eps.values() for m, M in methods if M == 3):
-            shown = []
-            for eps, methods in of_eps.items():
-                runs = [run for run in methods.get((method, 3), []) if "table" in run]
-                theirs = paper.get(method.split()[0]) if name != "digits" else None
-                known = theirs and eps in paper["eps"]
-                number = theirs[paper["eps"].index(eps)] if known else None
-                shown += [beside(text(cells(runs, "square")), number), text(cells(runs, "worst"))]
-            if set(shown) != {"-"}:
-                rows.append([method, *shown])
-        parts.append(f"**{NAMES.get(name, name)}, 3 x ResNet{depth}**\n\n{markdown(rows)}")
+    parts, paper = [], PAPER["table 3"]
+    measured = counted(runs).query("M == 3 and column in ['square', 'worst']")
+    measured = measured.sort_values("eps", kind="stable")
+    for (data, depth), of_depth in measured.groupby(["data", "depth"]):
+        cells = of_depth.groupby(["method", "eps", "column"], sort=False)["accuracy"].agg(accuracy)
+        cells = cells.unstack(["eps", "column"], sort=False).fillna("-")
+        for method, (eps, column) in product(cells.index, cells):
+            theirs = dict(zip(paper["eps"], paper.get(method.split()[0], [])))
+            if column == "square" and data != "digits" and eps in theirs:
+                cells.loc[method, (eps, column)] += f" ({theirs[eps]:.1f})"
+        cells.columns = [f"{HEADINGS.get(column, column)}, eps {eps:g}" for eps, column in cells]
+        parts.append(f"**{NAMES.get(data, data)}, 3 x ResNet{depth}**\n\n{table(cells)}")
     return "\n\n".join(parts)
 
 
-def table4(results: list[dict]) -> Rows:
+def table4(runs: pd.DataFrame) -> str:
     """Clean accuracy by depth, trained without attacks; the paper's in brackets."""
-    paper = PAPER["table 4"]
-    rows = [["", "one network", "SoE", "gain", "three networks, their vote", "its gain"]]
-    for place, methods in placed(results).items():
-        if measured := differences(methods, ("soe", 3), ("plain", 1), "clean"):
-            if place.eps:
-                continue
-            known = place.data != "digits" and place.depth in paper["depth"]
-            theirs = [paper[m][paper["depth"].index(place.depth)] for m in ("plain", "soe")]
-            theirs = theirs if known else [None, None]
-            gain = None if not known else theirs[1] - theirs[0]
-            single, soe, vote = (
-                methods.get(w, []) for w in (("plain", 1), ("soe", 3), ("plain", 3))
-            )
-            voting = differences(methods, ("plain", 3), ("plain", 1), "clean")
-            rows.append(
-                [
-                    str(place),
-                    beside(text(cells(single, "clean")), theirs[0]),
-                    beside(text(cells(soe, "clean")), theirs[1]),
-                    beside(signed(*interval(measured[0])), gain),
-                    text(cells(vote, "clean")),
-                    signed(*interval(voting[0])) if voting else "-",
-                ]
-            )
-    return rows
+    paper, clean, vote = PAPER["table 4"], counted(runs).query("eps == 0"), ("plain", 3)
+    cells = {
+        "one network": by_place(clean, *ONE, "clean"),
+        "SoE": by_place(clean, *SOE, "clean"),
+        "gain": less(clean, SOE, ONE, "clean"),
+        "three networks, their vote": by_place(clean, *vote, "clean"),
+        "its gain": less(clean, vote, ONE, "clean"),
+    }
+    cells = pd.DataFrame(cells).dropna(subset="gain")
+    for place in cells.index:
+        if place.data != "digits" and place.depth in paper["depth"]:
+            one, soe = (paper[m][paper["depth"].index(place.depth)] for m in ("plain", "soe"))
+            for column, theirs in {"one network": one, "SoE": soe, "gain": soe - one}.items():
+                cells.loc[place, column] += f" ({theirs:.1f})"
+    return table(cells)
 
 
-def readings(results: list[dict]) -> Rows:
+def readings(runs: pd.DataFrame) -> str:
     """Each reading of the paper, and whether it does what the paper states: (a) its experts' clean
     accuracies lie within 3 points, none ahead of the collaboration; (b) trained without attacks it
     is not below one network, (c) under Square not below plain-together, by more than the interval.
     """
-    stages = {"0": "2 alone", "12": "1 alone", "": "half and half"}  # of 12 epochs
-    (depth,) = {run["settings"]["depth"] for run in results}
+    (depth,) = set(runs["depth"])
     rivals = matching(f"soft-tuning/photos-val-plain-*-depth{depth}-n3-eps0.03-*.json")
-    at = {(run["method"], run["settings"]["n"], run["settings"]["eps"]): run for run in results}
-    at |= {(run["method"], 3, 0.03): run for run in rivals}
+    runs = pd.concat([runs, frame(rivals)], ignore_index=True)
+    measured = measurements(runs)
+    one = measured.query("M == 1 and eps == 0")
+    together = measured.query("method == 'plain-together' and column == 'square'")
+    soe = measured[measured["method"].str.startswith("soe")]
 
-    def less(ours: dict | None, theirs: dict | None, column: str) -> tuple[bool | None, str]:
-        if not (ours and theirs):
-            return None, "-"
-        difference = paired_difference([ours["correct"][column]], [theirs["correct"][column]])
-        return sum(difference) >= 0, signed(*difference)
+    def answer(yes: bool, shown: str) -> str:
+        return f"{'yes' if yes else 'no'}: {shown}"
 
-    rows = [["reading", "stages", "clean", "each expert", "Square", "worst"]]
-    rows[0] += ["(a) spread, lead", "(b) less one network", "(c) less plain-together", "supported"]
-    attacked = [run for (*_, eps), run in at.items() if eps]
-    for run in sorted(attacked, key=lambda run: -run["table"][run["row"]]["worst"]):
-        of_all, experts = run["table"][run["row"]], alone(run)
-        flags, _, first = run["method"].partition(" --stage1-epochs ")
-        row = [flags, "-", f"{of_all['clean']:.1f}", ", ".join(f"{of:.1f}" for of in experts)]
-        row += [f"{of_all[column]:.1f}" for column in ("square", "worst")]
-        met: list[tuple[bool | None, str]] = [(None, "-")] * 3
-        if flags.startswith("soe"):
-            row[1], spread = stages[first], max(experts) - min(experts)
-            # without attacks the stages have one loss, so either alone is the same run
-            clean = at.get((run["method"].replace("epochs 12", "epochs 0"), 3, 0))
-            lead = of_all["clean"] - max(experts)  # of the collaboration
-            met[0] = round(spread, 1) <= 3 and lead >= 0, f"{spread:.1f}, {lead:+.1f}"
-            met[1] = less(clean, at.get(("plain", 1, 0)), "clean")
-            met[2] = less(run, at.get(("plain-together", 3, 0.03)), "square")
-        row += [said if yes is None else f"{'yes' if yes else 'no'}: {said}" for yes, said in met]
-        rows.append([*row, "**yes**" if all(yes for yes, _ in met) else "-"])
-    return rows
+    def not_below(theirs: pd.DataFrame) -> pd.Series:
+        differences = paired(soe, theirs).groupby("method")["difference"]
+        return differences.agg(lambda d: answer(sum(interval(np.stack([*d]))) >= 0, signed(d)))
 
-
-def dial(results: list[dict]) -> dict[str, dict[float, dict[str, float]]]:
-    """{data: {sigma: {line: percent}}} of SoE, half and half, where sigma alone is not the default.
-    Which rule of confidence it is `results` decide."""
-    found: dict[str, dict] = {}
-    for run in results:
-        s, table = run["settings"], run["table"]
-        if not s["eps"] or not set(run["method"].split()[1::2]) <= {"--confidence", "--sigma"}:
-            continue
-        of = {"an expert alone": statistics.mean(alone(run)), "any expert": table["any"]["clean"]}
-        of |= {"the vote": table["vote"]["clean"], "the collaboration": table[run["row"]]["clean"]}
-        of["the collaboration, worst attack"] = table[run["row"]]["worst"]
-        title = f"{NAMES.get(s['data_name'], s['data_name'])}, ResNet{s['depth']}, eps {s['eps']:g}"
-        found.setdefault(title, {})[s["sigma"]] = of
-    return {title: dict(sorted(of.items())) for title, of in found.items()}
+    clean, square, rows = not_below(one), not_below(together), []
+    stages = {"0": "2 alone", "12": "1 alone", "": "half and half"}  # of 12 epochs
+    attacked = runs.query("eps > 0").sort_values("worst", ascending=False, kind="stable")
+    for run in attacked.itertuples():
+        reading, _, first = run.method.partition(" --stage1-epochs ")
+        spread, lead = max(run.experts) - min(run.experts), run.clean - max(run.experts)
+        # without attacks the stages have one loss, so either alone is the same run
+        met = [answer(round(spread, 1) <= 3 and lead >= 0, f"{spread:.1f}, {lead:+.1f}")]
+        met += [clean.get(run.method.replace("epochs 12", "epochs 0"), "-")]
+        met += [square.get(run.method, "-")]
+        stage, met = (stages[first], met) if reading.startswith("soe") else ("-", ["-"] * 3)
+        experts = ", ".join(f"{accuracy:.1f}" for accuracy in run.experts)
+        row = [reading, stage, f"{run.clean:.1f}", experts, f"{run.square:.1f}", f"{run.worst:.1f}"]
+        supported = all(one.startswith("yes") for one in met)
+        rows.append([*row, *met, "**yes**" if supported else "-"])
+    head = ["reading", "stages", "clean", "each expert", "Square", "worst", "(a) spread, lead"]
+    head += ["(b) less one network", "(c) less plain-together", "supported"]
+    return markdown([head, *rows])
 
 
-def signed(difference: float, half: float) -> str:
-    return f"{difference:+.1f} ± {half:.1f}"
+def figures34(runs: pd.DataFrame) -> str:
+    """Accuracy by M, the number of experts."""
+    cells = figures.by_number(runs).pivot_table("accuracy", ["place", "line"], "M", accuracy)
+    return table(cells.rename(columns="M = {}".format), "", "")
 
 
-def by_number(results: list[dict]) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """{place: {"method, column": {M: [mean, deviation]}}}, M = 1 .. 5, as in Figures 3 and 4."""
-    found: dict[str, dict] = {}
-    for place, methods in placed(results).items():
-        names = {method for method, M in methods if M not in (1, 3)} if place.eps else ()
-        for method, column in product(sorted(names), ("square", *TRANSFER, "worst")):
-            for M in range(1, 6):
-                runs = methods.get((method, M), [])
-                shares = [share(r, column) for r in runs if column in r["correct"]]
-                if shares:
-                    lines = found.setdefault(str(place), {}).setdefault(f"{method}, {column}", {})
-                    lines[M] = mean_and_deviation(shares)
-    return found
-
-
-def figures34(results: list[dict]) -> Rows:
-    rows = [["", "", *(f"M = {M}" for M in range(1, 6))]]
-    for place, lines in by_number(results).items():
-        rows += [
-            [place, name, *(text(of.get(M, [])) for M in range(1, 6))] for name, of in lines.items()
-        ]
-    return rows
-
-
-def sigma_T_plane(
-    results: Iterable[dict], rates: dict[str, float]
-) -> dict[str, dict[tuple[float, float], dict[str, float]]]:
-    """{title: {(sigma, T): {"clean", "worst": mean over seeds}}}, of runs at their data's rate.
-    T = 0 is the paper's method; T = infinity are ensembles: trained for their vote, or (sigma =
-    infinity) each by itself."""
-    ensembles = {"plain-jointly": (1.0, math.inf), "plain-together": (math.inf, math.inf)}
-    found: dict[str, dict] = {}
-    for title, methods in group(results).items():
-        for method, runs in methods.items():
-            name, *flags = method.split()
-            s = runs[0]["settings"]
-            where = ensembles.get(name, (s.get("sigma"), s.get("temperature", 0.0)))
-            known = name in (*ensembles, "soe", "soft-synergy")
-            alike = set(flags[::2]) <= {"--sigma", "--temperature", "--lr"}
-            if known and alike and s["lr"] == rates[s["data_name"]]:
-                of = {c: cells(runs, c)[0] for c in ("clean", "worst")}
-                found.setdefault(title, {})[where] = of
-    return found
-
-
-def fronts(results: Iterable[dict]) -> dict[str, dict[str, dict[float, dict[str, list[float]]]]]:
-    """{title: {method: {W, the weight of clean images: {"clean", "worst": [mean, deviation]}}}}."""
-    found: dict[str, dict] = {}
-    for title, methods in group(results).items():
-        for method, runs in methods.items():
-            name, W = method.split(" --clean-weight")[0], runs[0]["settings"].get("clean_weight", 1)
-            of = {column: cells(runs, column) for column in ("clean", "worst")}
-            data_name, _, rest = title.partition(",")
-            place = f"{NAMES.get(data_name, data_name)},{rest}"
-            found.setdefault(place, {}).setdefault(name, {})[W] = of
-    return found
-
-
-def share(run: dict, column: str) -> float:
-    return percent_of(run["correct"][column])
-
-
-def percent_of(bits: str) -> float:
-    return 100 * bits.count("1") / len(bits)
-
-
-def figure2(results: list[dict]) -> Rows:
+def figure2(runs: pd.DataFrame) -> str:
     """SoE with and without stage 2, on images made against other networks."""
-    rows = [["", "variants", "soe", "soe-stage1", "difference"]]
-    for place, methods in placed(results).items():
-        for column in TRANSFER if place.eps else ():
-            if found := differences(methods, ("soe", 3), ("soe-stage1", 3), column):
-                both = [with_column(methods, m, 3, column) for m in ("soe", "soe-stage1")]
-                seeds = sorted(both[0].keys() & both[1].keys())
-                shares = ([share(of[seed], column) for seed in seeds] for of in both)
-                shown = [text(mean_and_deviation(values)) for values in shares]
-                rows.append([str(place), column[8:], *shown, signed(*interval(found[0]))])
-    return rows
+    pairs = compared(counted(runs).query("eps > 0"), SOE, ("soe-stage1", 3), *TRANSFER)
+    pairs["column"] = pairs["column"].str.removeprefix("transfer")
+    cells = {"accuracy": accuracy, "accuracy of theirs": accuracy, "difference": signed}
+    cells = pairs.groupby(["place", "column"]).agg(cells)
+    return table(cells.set_axis(["soe", "soe-stage1", "difference"], axis=1), "", "variants")
 
 
-def softened(results: list[dict]) -> Rows:
+def softened(runs: pd.DataFrame) -> str:
     """SoE's experts as they are: the most confident one answers, all by their weights, or a vote;
     each attacked itself."""
-    rows = [["", "who answers", "clean", "worst", "clean, more", "worst, more"]]
-    for place, methods in placed(results).items():
-        names = sorted(
-            (float(name.split("= ")[-1]) if "=" in name else 99 * ("vote" in name), name)
-            for name, M in methods
-            if M == 3 and (name == "soe" or name.startswith(("soe at T", "soe's vote")))
-        )
-        for _, name in names if len(names) > 1 else ():
-            row = [str(place), {"soe": "the most confident"}.get(name, name[4:].strip("s "))]
-            columns = ("clean", "worst")
-            for column in columns:
-                runs = with_column(methods, name, 3, column).values()
-                row.append(text(mean_and_deviation([share(r, column) for r in runs])))
-            for column in columns:
-                found = differences(methods, (name, 3), ("soe", 3), column)
-                row.append(signed(*interval(found[0])) if name != "soe" else "-")
-            rows.append(row)
-    return rows
+    measured = counted(runs).query("M == 3 and column in ['clean', 'worst']")
+    measured = measured[measured["method"].str.fullmatch("soe|soe at T = .*|soe's vote")]
+    measured = measured[measured.groupby("place")["method"].transform("nunique") > 1]
+    # in the order of T: at 0 the most confident one answers, at infinity all weigh the same
+    T = (
+        measured["method"]
+        .replace({"soe": "0", "soe's vote": "inf"})
+        .str.removeprefix("soe at T = ")
+    )
+    who = measured["method"].str[4:].str.strip("s ").replace("", "the most confident")
+    measured = measured.assign(T=T.map(float), who=who)
+    pairs = paired(measured.query("method != 'soe'"), measured.query("method == 'soe'"))
+    rows = ["place", "T", "who", "column"]
+    cells = measured.groupby(rows)["accuracy"].agg(accuracy).unstack()
+    more = pairs.groupby(rows)["difference"].agg(signed).unstack().add_suffix(", more")
+    return table(cells.join(more).droplevel("T"), "", "who answers")
 
 
-def claims(results: list[dict]) -> Rows:
+def claims(runs: pd.DataFrame) -> str:
     """A row for each claim: the verdict, with a link to all that was measured, and the measurement
     that stands for them: of most seeds, then on photographs, then where networks are deepest."""
     rows = [["", "the paper's claim", "appendix", "verdict", "for example", "difference"]]
-    for number, (claim, verdict, evidence) in enumerate(judged(results), 1):
+    for number, claim in enumerate(judged(runs), 1):
         example = ["-", "-"]
-        if evidence:
-            found = reversed([of for of, _ in evidence])
-            one = max(found, key=lambda of: (of.seeds, "photos" in of.where))
+        if claim.evidence:
+            one = max(reversed(claim.evidence), key=lambda one: (one.seeds, "photos" in one.where))
             example = [one.where, f"[{one}]({one.file})"]
-        said = f"[**{verdict}**](claims.md#{number})"
+        said = f"[**{claim.verdict}**](claims.md#{number})"
         rows.append([str(number), claim.text, claim.place, said, *example])
-    return rows
+    return markdown(rows)
 
 
-def evidence(results: list[dict]) -> str:
+def evidence(runs: pd.DataFrame) -> str:
     """Every measurement that speaks of a claim, a table a claim."""
     parts = []
-    for number, (claim, verdict, found) in enumerate(judged(results), 1):
-        rows = [[one.where, f"[{one}]({one.file})", said.strip("†")] for one, said in found]
+    for number, claim in enumerate(judged(runs), 1):
+        rows = [["", "difference", "says"]]
+        for one in claim.evidence:
+            rows.append([one.where, f"[{one}]({one.file})", claim.says(one).strip("†")])
         where = "not in the paper" if claim.place == "-" else f"appendix {claim.place}"
-        title = f"### {number}\n\n{claim.text} ({where}): **{verdict}**"
-        table = markdown([["", "difference", "says"], *rows]) if rows else ""
-        parts.append(f"{title}\n\n{table}".strip())
+        title = f"### {number}\n\n{claim.text} ({where}): **{claim.verdict}**"
+        parts.append(f"{title}\n\n{markdown(rows)}" if claim.evidence else title)
     return "\n\n".join(parts)
 
 
-def markdown(rows: Rows) -> str:
-    head, *rest = rows
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
-
-
-def doubtful(methods: dict[str, list[dict]]) -> list[str]:
-    """What the referee doubts of these runs (`evaluate.doubts`), a line each."""
-    return [
-        f"Doubtful, {method}, seed {run['settings']['seed']}: {doubt}."
-        for method, runs in methods.items()
-        for run in runs
-        for doubt in run.get("doubts", [])
-    ]
-
-
-def grouped_markdown(make: Callable, below: Callable = lambda methods: []) -> Callable:
-    """A maker's table of each title, and what stands `below`; the title above it where there are
-    several."""
-
-    def of(results: list[dict]) -> str:
-        grouped = group(results)
-        parts = ["\n\n".join([markdown(make(of)), *below(of)]) for of in grouped.values()]
-        titled = [f"**{title}**\n\n{part}" for title, part in zip(grouped, parts)]
-        return "\n\n".join(titled if len(titled) > 1 else parts)
-
-    return of
-
+# ------------------------------------------------------------------------------------- the command
 
 MAKERS = {
-    "comparison": grouped_markdown(comparison, doubtful),
-    "routing": grouped_markdown(routing),
-    "decided": grouped_markdown(decided),
-    "attacked": lambda results: markdown(attacked(results)),
-    "stronger": lambda results: markdown(stronger(results)),
-    "steps": lambda results: markdown(steps(results)),
-    "ways": lambda results: markdown(ways(results)),
-    "tools": lambda results: markdown(tools(results)),
+    "comparison": titled(comparison, doubtful),
+    "routing": titled(routing),
+    "decided": titled(decided),
     "run": run_table,
-    "claims": lambda results: markdown(claims(results)),
-    "evidence": evidence,
-    "readings": lambda results: markdown(readings(results)),
-    "summary": lambda results: markdown(summary(results)),
-    "table2": lambda results: markdown(table2(results)),
-    "table3": table3,
-    "table4": lambda results: markdown(table4(results)),
-    "figure2": lambda results: markdown(figure2(results)),
-    "softened": lambda results: markdown(softened(results)),
-    "figures34": lambda results: markdown(figures34(results)),
+} | {
+    table.__name__: table
+    for table in (attacked, stronger, steps, ways, tools, claims, evidence, readings, summary)
+    + (table2, table3, table4, figure2, softened, figures34)
 }
 
 
@@ -575,68 +410,11 @@ def written(content: str) -> str:
 
     def replace(mark: re.Match) -> str:
         opening, maker, pattern, end = mark.groups()
-        if not (found := matching(pattern)):
+        if not (records := matching(pattern)):
             raise ValueError(f"no record {pattern}")
-        return f"{opening}\n{MAKERS[maker](found)}\n\n{end}"
+        return f"{opening}\n{MAKERS[maker](frame(records))}\n\n{end}"
 
     return MARK.sub(replace, content)
-
-
-def summaries(methods: dict[str, list[dict]], columns: Iterable[str]) -> dict[str, dict]:
-    """{method: {column: [mean, deviation]}}, for a picture."""
-    known = ["clean", *columns, "worst"]
-    return {m: {c: v for c in known if (v := cells(runs, c))} for m, runs in methods.items()}
-
-
-def classes(results: list[dict]) -> dict[str, tuple]:
-    """{title: (classes, accuracy, answers)}, of each expert on each class's clean images."""
-    found = {}
-    for title, methods in group(results).items():
-        first, s = methods["soe"][0], methods["soe"][0]["settings"]
-        division = first["specialisation"]["clean"]
-        names = s.get("class_names") or [*map(str, range(s["num_classes"]))]
-        found[title] = names, division["accuracy"], division["answers"]
-    return found
-
-
-def drawn() -> dict[str, bytes]:
-    """{name: PNG} of the pictures in figures/ that show results."""
-    compared = group(matching(f"compare/{MAIN}"))
-    attacks = next(iter(next(iter(compared.values())).values()))[0]["evaluation"]["attack"]
-    shown = {title: summaries(methods, attacks) for title, methods in compared.items()}
-    (of_model,) = matching("attacks_by_eps.json")
-    by_eps = {float(eps): r["table"][of_model["row"]] for eps, r in of_model["eps"].items()}
-    scaling = matching("scaling_cpu.json")[0]["tables"]
-    scaling = {axis: {int(v): of for v, of in table.items()} for axis, table in scaling.items()}
-    numbers = by_number(matching("compare/digits-*-depth2-*.json"))
-    numbers = {
-        place: {name: line for name, line in lines.items() if "transfer" not in name}
-        for place, lines in numbers.items()
-    }
-    of_soe = matching("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
-    of_soe += matching("photos/*-soe-depth*-n3-eps0.03-*seed0.json")
-    rates = {"digits-val": 0.1, "photos-val": 0.03}  # soft synergy's
-    plane = sigma_T_plane(matching("*tuning/*-depth*-n3-*.json"), rates)
-    # at rate 0.3 some seeds of soft synergy learn nothing: in the table, not in the picture
-    weighed = matching("front/digits-*.json")
-    weighed = [run for run in weighed if "soft-synergy-lr0.3" not in run["name"]]
-    for name in ("plain-together", "plain-together-lr0.3", "soft-synergy"):  # W = 1
-        weighed += matching(f"compare/digits-{name}-depth2-n3-eps0.1-*.json")
-    weighed += matching("front/cifar10-jpeg-10000-*seed0.json")
-    for name in ("plain-together", "soft-synergy-lr0.03-temperature3"):
-        weighed += matching(f"photos/*-{name}-depth2-n3-eps0.03-epochs12-seed0.json")
-    return {
-        "front.png": figures.front(fronts(weighed)),
-        "plane.png": figures.sigma_T_plane(plane),
-        "experts_by_class.png": figures.experts_by_class(classes(of_soe)),
-        "by_number.png": figures.by_number(numbers),
-        "compare.png": figures.methods(shown, ("clean", *attacks, "worst")),
-        "attacks_by_eps.png": figures.accuracy_by_eps(by_eps, of_model["row"]),
-        "scaling.png": figures.scaling(scaling),
-        "dial.png": figures.dial(
-            dial(matching("readings/*-soe-confidencerectified-*depth2-*seed0.json"))
-        ),
-    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -646,7 +424,7 @@ def main(argv: list[str] | None = None) -> None:
         for path in TEXTS:
             files.write(path, written(path.read_text()).encode())
             print(f"wrote {path}")
-        for name, picture in drawn().items():
+        for name, picture in figures.drawn().items():
             files.write(HERE / "figures" / name, picture)
             print(f"wrote figures/{name}")
 
