@@ -34,7 +34,7 @@ import infer
 from baselines.methods import Method
 from experiments import figures, records, soft_synergy, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
-from experiments.results import comparison, doubtful
+from experiments.results import comparison
 from models import ResNet
 from support import checkpoints, files, options, speed
 
@@ -231,7 +231,7 @@ def show(finished: list[Path], args: Namespace) -> None:
         runs = records.frame(map(records.read, finished))
         for title, of_title in records.by_title(runs):
             print(f"\n{title}; accuracy (%), each model attacked itself\n")
-            print("\n".join([comparison(of_title), "", *doubtful(of_title)]))
+            print(comparison(of_title))
         picture = files.new(Path(args.out), "compare", ".png")
         files.write(picture, figures.methods(runs, ("clean", *args.attack, "worst")))
         print(f"\nWrote {args.results or args.out}: a JSON file for each run; and {picture}")

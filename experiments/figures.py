@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.claims import TRANSFER, counted
@@ -29,14 +30,16 @@ def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
     return as_png(figure)
 
 
-def panels(count: int, width: float, height: float) -> tuple:
+def panels(count: int, width: float, height: float) -> tuple[Figure, list]:
     """A figure and its axes side by side, each `width` x `height` inches."""
     figure, axes = subplots(1, count, figsize=(width * count, height), squeeze=False)
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
     return figure, axes[0]
 
 
-def legend_below(figure, axis, columns: int) -> bytes:
-    handles = axis.get_legend_handles_labels()
+def legend_below(figure: Figure, columns: int) -> bytes:
+    handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize=8)
     return as_png(figure)
 
@@ -58,8 +61,7 @@ def methods(runs: pd.DataFrame, columns: tuple[str, ...]) -> bytes:
         axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="accuracy (%)")
         axis.set_xlim(-1, 101)  # the same in every panel
         axis.set_title(title, fontsize=9)
-        axis.grid(alpha=0.3)
-    return legend_below(figure, axes[0], 3)
+    return legend_below(figure, 3)
 
 
 def experts_by_class(runs: pd.DataFrame) -> bytes:
@@ -105,9 +107,8 @@ def draw_by_number(runs: pd.DataFrame) -> bytes:
             axis.errorbar(mean.index, mean, spread, **style, capsize=2, label=line)
         axis.set(title=str(place), xlabel="M, the number of experts", ylim=(0, None))
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy (%)")
-    return legend_below(figure, axes[0], min(4, 2 * len(places)))
+    return legend_below(figure, min(4, 2 * len(places)))
 
 
 def sigma_and_T(runs: pd.DataFrame, rates: dict[str, float]) -> pd.DataFrame:
@@ -174,7 +175,6 @@ def front(runs: pd.DataFrame) -> bytes:
         axis.set(xlabel="clean accuracy (%)", ylabel="accuracy under the worst attack (%)")
         axis.margins(0.12)
         axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
     return as_png(figure)
 
 
@@ -195,8 +195,7 @@ def dial(runs: pd.DataFrame) -> bytes:
             axis.plot(range(len(of_place)), of_place[column], style, ms=5, label=line)
         axis.set_xticks(range(len(of_place)), list(map(mark, of_place["sigma"])))
         axis.set(title=str(place), xlabel="$\\sigma$", ylabel="accuracy (%)", ylim=(0, 100))
-        axis.grid(alpha=0.3)
-    return legend_below(figure, axes[0], 3)
+    return legend_below(figure, 3)
 
 
 def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:

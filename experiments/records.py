@@ -150,10 +150,8 @@ def frame(results: Iterable[dict]) -> pd.DataFrame:
             for eps, of_eps in result["eps"].items():
                 rows.append(row(result | of_eps, result["model"], method, float(eps)))
         else:
-            none = dict.fromkeys(
-                ("method", "data", "place", "units", "experts", "alone", "any", "name")
-            )
-            none |= dict.fromkeys(("depth", "M", "eps", "trained_eps", "seed", "epochs"), 0)
+            none = dict.fromkeys(["method", "data", "place", "units", "experts", "alone", "any"])
+            none |= dict.fromkeys(["depth", "M", "eps", "trained_eps", "seed", "epochs"], 0)
             rows.append(none | {"correct": {}, "file": result.get("file"), "record": result})
     return pd.DataFrame(rows).sort_values("seed", kind="stable", ignore_index=True)
 
@@ -172,8 +170,7 @@ def row(record: dict, settings: dict, method: str, eps: float) -> dict:
         "eps": eps,  # of the attack
         "trained_eps": settings["eps"],
         "place": Place(settings["data_name"], settings["depth"], eps),
-        "seed": settings["seed"],
-        "epochs": settings["epochs"],
+        **{name: settings[name] for name in ("seed", "epochs")},
         "units": record.get("units"),
         **{column: 100 * bits.sum() / len(bits) for column, bits in correct.items()},
         "experts": experts,  # clean accuracy of each

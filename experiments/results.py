@@ -64,14 +64,13 @@ def table(cells: pd.DataFrame, *labels: str) -> str:
     return markdown([head, *rows.values.tolist()])
 
 
-def titled(make: Callable, below: Callable = lambda runs: []) -> Callable:
-    """A table for each title, and what stands `below`; the title above it if there are several."""
+def titled(make: Callable) -> Callable:
+    """The tables of all titles, each under its own if there are several."""
 
     def made(runs: pd.DataFrame) -> str:
-        titles = by_title(runs)
-        parts = ["\n\n".join([make(of_title), *below(of_title)]) for _, of_title in titles]
-        several = [f"**{title}**\n\n{part}" for (title, _), part in zip(titles, parts)]
-        return "\n\n".join(several if len(titles) > 1 else parts)
+        parts = {title: make(of_title) for title, of_title in by_title(runs)}
+        several = [f"**{title}**\n\n{part}" for title, part in parts.items()]
+        return "\n\n".join(several if len(parts) > 1 else parts.values())
 
     return made
 
@@ -80,7 +79,8 @@ def titled(make: Callable, below: Callable = lambda runs: []) -> Callable:
 
 
 def comparison(runs: pd.DataFrame) -> str:
-    """Each method attacked itself; the differences are from the first method, on the same seeds."""
+    """Each method attacked itself; the differences are from the first method, on the same seeds.
+    Below, what the referee doubts of these runs (`evaluate.doubts`)."""
     first, record = runs["method"].iloc[0], runs["record"].iloc[0]
     columns = ["clean", *record["evaluation"]["attack"], "worst"]
     columns = columns if record["settings"]["eps"] else ["clean"]
@@ -93,16 +93,10 @@ def comparison(runs: pd.DataFrame) -> str:
     cells = methods[columns].agg(accuracy)
     cells.insert(0, "units", methods["units"].first().map("{:,.0f}".format))
     cells[f"{last} less {first}'s"] = pairs.groupby("method")["difference"].agg(signed)
-    return table(cells.join(methods[["alone", "any"]].agg(accuracy)))
-
-
-def doubtful(runs: pd.DataFrame) -> list[str]:
-    """What the referee doubts of these runs (`evaluate.doubts`), a line each."""
-    return [
-        f"Doubtful, {method}, seed {seed}: {doubt}."
-        for method, seed, record in zip(runs["method"], runs["seed"], runs["record"])
-        for doubt in record.get("doubts", [])
-    ]
+    parts = [table(cells.join(methods[["alone", "any"]].agg(accuracy)))]
+    for method, seed, record in zip(runs["method"], runs["seed"], runs["record"]):
+        parts += [f"Doubtful, {method}, seed {seed}: {doubt}." for doubt in record["doubts"]]
+    return "\n\n".join(parts)
 
 
 def routing(runs: pd.DataFrame) -> str:
@@ -393,16 +387,11 @@ def evidence(runs: pd.DataFrame) -> str:
 
 # ------------------------------------------------------------------------------------- the command
 
-MAKERS = {
-    "comparison": titled(comparison, doubtful),
-    "routing": titled(routing),
-    "decided": titled(decided),
-    "run": run_table,
-} | {
-    table.__name__: table
-    for table in (attacked, stronger, steps, ways, tools, claims, evidence, readings, summary)
-    + (table2, table3, table4, figure2, softened, figures34)
-}
+MAKERS = {"run": run_table, "comparison": titled(comparison), "routing": titled(routing)}
+MAKERS |= {"decided": titled(decided), "attacked": attacked, "stronger": stronger, "tools": tools}
+MAKERS |= {"steps": steps, "ways": ways, "claims": claims, "evidence": evidence}
+MAKERS |= {"summary": summary, "table2": table2, "table3": table3, "table4": table4}
+MAKERS |= {"figure2": figure2, "figures34": figures34, "softened": softened, "readings": readings}
 
 
 def written(content: str) -> str:
