@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from baselines.methods import METHODS, Method
 from baselines.models import build
 from experiments.compare import units_of_a_batch
-from experiments.tables import PAPER
+from experiments.results import PAPER
 from support import files, options, speed
 from support.printing import duration
 from train_submodel import Settings, TrainingLoss

@@ -32,8 +32,9 @@ import baselines.methods
 import data
 import infer
 from baselines.methods import Method
-from experiments import pictures, records, soft_synergy, tables, train_or_resume
+from experiments import figures, records, soft_synergy, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
+from experiments.results import comparison
 from models import ResNet
 from support import checkpoints, files, options
 from train_submodel import Settings
@@ -230,17 +231,13 @@ def run(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
 
 def show(finished: list[Path], args: Namespace) -> None:
     """Prints the tables of these files, and draws them. Raises OSError."""
-    grouped = tables.group(map(records.read, finished))
-    for title, methods in grouped.items():
-        print(f"\n{title}; accuracy (%), each model attacked itself\n")
-        print(tables.markdown(tables.comparison(methods)))
-        print("\n".join(["", *tables.doubtful(methods)]))
-    if grouped:
+    if finished:
+        runs = records.frame(map(records.read, finished))
+        for title, of_title in records.by_title(runs):
+            print(f"\n{title}; accuracy (%), each model attacked itself\n")
+            print(comparison(of_title))
         picture = files.new(Path(args.out), "compare", ".png")
-        shown = {
-            title: tables.summaries(methods, args.attack) for title, methods in grouped.items()
-        }
-        files.write(picture, pictures.methods(shown, ("clean", *args.attack, "worst")))
+        files.write(picture, figures.methods(runs, ("clean", *args.attack, "worst")))
         print(f"\nWrote {args.results or args.out}: a JSON file for each run; and {picture}")
 
 

@@ -29,7 +29,7 @@ import data
 import infer
 from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
 from baselines.models import SoftCollaboration
-from experiments import pictures
+from experiments import figures
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
 from experiments.transfer_set import load_transfer
 from models import Collaboration, Ensemble, ask_experts
@@ -308,7 +308,7 @@ def run(args: Namespace) -> None:
     if len(args.eps) > 1:
         tables = {eps: result["table"][model.row] for eps, result in results.items()}
         picture = path.with_suffix(".png")
-        files.write(picture, pictures.accuracy_by_eps(tables, model.row))
+        files.write(picture, figures.accuracy_by_eps(tables, model.row))
         written += f", {picture.name}"
     print(f"\nWrote {path.parent}: {written}")
 

@@ -7,8 +7,6 @@ one in about 95 of 100 cases, where images and seeds are drawn anew (with two se
 no word such as "beats" is used where it holds 0.
 """
 
-import statistics
-
 import numpy as np
 
 
@@ -44,8 +42,3 @@ def paired_difference(ours: list[str], theirs: list[str]) -> tuple[float, float]
     """The `interval` of two accuracies' difference; "0110.." tells of each image whether it is
     correct, a string for each seed."""
     return interval(images(ours) - images(theirs))
-
-
-def mean_and_deviation(values: list[float]) -> list[float]:
-    """[mean, standard deviation], the mean alone of a single value."""
-    return [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]

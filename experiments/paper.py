@@ -29,8 +29,9 @@ import torch.nn.functional as F
 
 import data
 import xor_demo
-from experiments import claims, compare, evaluate, records, tables, transfer_set
+from experiments import claims, compare, evaluate, records, transfer_set
 from experiments.claims import STRONGER
+from experiments.results import MAKERS
 from models import ResNet
 from support import files, options, speed
 from support.printing import duration
@@ -206,15 +207,15 @@ def show(name: str, results: Path, recorded: bool) -> None:
     found += [records.read(path) for path in sorted(results.glob("*/*.json"))]
     shown = records.matching("bench_step.json") if name == "table1" else found
     print(f"\n{kind} {number}\n")
-    if maker in tables.MAKERS and shown:
-        print(tables.MAKERS[maker](shown))
+    if maker in MAKERS and shown:
+        print(MAKERS[maker](records.frame(shown)))
     print()
-    for claim, verdict, evidence in claims.judged(found):
+    for claim in claims.judged(records.frame(found)) if found else ():
         of = claim.place.partition(", ")[2]
         if of.startswith(kind) and number in of:
-            print(f"- {claim.text} ({claim.place}): {verdict}")
-            for one, said in evidence:
-                print(f"    {one.where}: {one} {said}")
+            print(f"- {claim.text} ({claim.place}): {claim.verdict}")
+            for one in claim.evidence:
+                print(f"    {one.where}: {one} {claim.says(one)}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,19 +5,29 @@ and attacked; results/attacks.jsonl, a line a model that experiments.evaluate at
 
 A line has the name of its file, "compare/digits-soe-...-seed0.json", by which the marks in the
 texts choose. Of the file it lacks who answers under attack, and which images were chosen.
+
+`frame` makes one pandas table of records; every table, figure and claim is made of that.
 """
 
 import functools
 import json
 import re
+import statistics
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+import pandas as pd
+
+from experiments.intervals import images
 from support import files, options
 
 RESULTS = Path(__file__).parent / "results"
 RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
+NAMES = {"cifar10-jpeg-10000": "photos", "cifar10-10000": "CIFAR-10, 10,000 images"}
+NAMES |= {"cifar10-jpeg": "50,000 photos", "cifar10": "CIFAR-10"}
+NAMES |= {"digits-val": "held-out digits", "photos-val": "held-out photos"}
 
 
 def each_text(change: Callable[[str], str], value: object) -> object:
@@ -107,6 +117,106 @@ def read(path: Path, link: str | None = None) -> dict:
         if "method" in found and not {"settings", "table"} <= set(found):
             raise ValueError("settings and table are missing")
     return found | {"file": link or str(path)}
+
+
+# ------------------------------------------------------------------------------------- the frame
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where something was measured."""
+
+    data: str
+    depth: int
+    eps: float  # of the attack
+
+    def __str__(self) -> str:
+        eps = f"eps {self.eps:g}" if self.eps else "without attacks"
+        return f"{NAMES.get(self.data, self.data)}, ResNet{self.depth}, {eps}"
+
+
+def frame(results: Iterable[dict]) -> pd.DataFrame:
+    """A row a run of compare, a model that evaluate attacked at one eps, or another file: `record`
+    is all that it says. In the order of their seeds."""
+    rows = []
+    for result in results:
+        if "method" in result:
+            settings = result["settings"]
+            rows.append(row(result, settings, result["method"], settings["eps"]))
+        elif isinstance(result.get("eps"), dict):
+            command, method = result["command"], trained_as(result["model"])
+            method += f"'s {command['part']}" if command["part"] else ""
+            method += f" at T = {T:g}" if (T := command.get("temperature")) is not None else ""
+            for eps, of_eps in result["eps"].items():
+                rows.append(row(result | of_eps, result["model"], method, float(eps)))
+        else:
+            none = dict.fromkeys(["method", "data", "place", "units", "experts", "alone", "any"])
+            none |= dict.fromkeys(["depth", "M", "eps", "trained_eps", "seed", "epochs"], 0)
+            rows.append(none | {"correct": {}, "file": result.get("file"), "record": result})
+    return pd.DataFrame(rows).sort_values("seed", kind="stable", ignore_index=True)
+
+
+def row(record: dict, settings: dict, method: str, eps: float) -> dict:
+    """The columns of one run or attacked model. Accuracies are in %, those of columns it has not
+    are not a number (NaN); "correct" is {column: 0 or 1 for each image, an array [N]}."""
+    correct = {column: images([bits])[0] for column, bits in record["correct"].items()}
+    table = record["table"]
+    experts = [cells["clean"] for name, cells in table.items() if name.startswith("expert")]
+    return {
+        "method": method,
+        "data": settings["data_name"],
+        "depth": settings["depth"],
+        "M": settings["n"],
+        "eps": eps,  # of the attack
+        "trained_eps": settings["eps"],
+        "place": Place(settings["data_name"], settings["depth"], eps),
+        **{name: settings[name] for name in ("seed", "epochs")},
+        "units": record.get("units"),
+        **{column: 100 * bits.sum() / len(bits) for column, bits in correct.items()},
+        "experts": experts,  # clean accuracy of each
+        "alone": statistics.mean(experts),
+        "any": table["any"]["clean"],  # of clean images, at least one expert has them correct
+        "correct": correct,
+        "name": record.get("name"),
+        "file": record["file"],  # a link
+        "record": record,
+    }
+
+
+def trained_as(settings: dict) -> str:
+    """A model's method, and how an ensemble was trained: "plain-together"."""
+    return "-".join([settings["method"], *(f for f in ("together", "jointly") if settings.get(f))])
+
+
+def by_title(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """[("digits, 3 x ResNet2, eps 0.1", its runs: SoE's first, then by method and seed)]; all folds
+    of a data set together, as each has a seed of its own."""
+    merged = runs["data"].str.replace(r"-fold\d+$", "-folds", regex=True)
+    titles = []
+    for (data, M, depth, eps), of_title in runs.groupby([merged, "M", "depth", "eps"], sort=False):
+        first = of_title["method"].str.startswith("soe")
+        of_title = of_title.assign(rival=~first).sort_values(["rival", "method", "seed"])
+        titles.append((f"{data}, {M} x ResNet{depth}, eps {eps:g}", of_title))
+    return titles
+
+
+def measurements(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a run and column, clean or an attack: "accuracy" in %, and "correct", an array [N]."""
+    runs = runs.assign(column=runs["correct"].map(list)).explode("column").dropna(subset="column")
+    correct = [of_run[column] for of_run, column in zip(runs["correct"], runs["column"])]
+    accuracy = [100 * of_run.sum() / len(of_run) for of_run in correct]
+    return runs.assign(correct=correct, accuracy=accuracy).astype({"column": str})
+
+
+def paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """Two methods' `measurements` at the same place, on the seeds that both have. "difference":
+    which images ours has correct less which theirs has, an array [N]."""
+    same, suffixes = ["place", "column", "seed"], ("", " of theirs")
+    both = ours.merge(theirs, on=same, suffixes=suffixes, validate="m:1")
+    return both.assign(difference=both["correct"] - both["correct of theirs"])
+
+
+# --------------------------------------------------------------------------------- new records
 
 
 def append(paths: list[Path], name: str) -> int:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from experiments import bench_step, pictures
+from experiments import bench_step, figures
 from support import files, options
 from support.printing import duration
 
@@ -112,7 +112,7 @@ def run(args: Namespace) -> None:
             line = "".join(f"{cell:>18}" for cell in (*cells, f"{found['memory']:.2f}"))
             print(f"{LABELS[axis]:16}{value:6}{line}", flush=True)
     content = {"command": vars(args), "device": header, "base": base, "tables": tables}
-    files.write(out, pictures.scaling(tables))
+    files.write(out, figures.scaling(tables))
     files.write(out.with_suffix(".json"), json.dumps(content, indent=1).encode())
     print(f"in brackets: what the passes predict. Wrote {out} and {out.with_suffix('.json')}")
 

@@ -7,8 +7,10 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from experiments import claims, compare, paper, tables
-from experiments.claims import CLAIMS, LARGE, MIDDLE, SMALL, Evidence, Place, verdict
+from experiments import claims, compare, paper, records, results
+from experiments.claims import LARGE, MIDDLE, SMALL, Evidence, Place, verdict
+
+TABLE = {row: {"clean": 50.0} for row in ("expert 1", "expert 2", "expert 3", "any")}
 
 
 def evidence(*pairs):
@@ -20,12 +22,15 @@ def run(method, correct, n=3, depth=2, eps=0.1, seed=0, data="digits", **more):
     bits = {column: "1" * count + "0" * (100 - count) for column, count in correct.items()}
     settings = {"data_name": data, "depth": depth, "eps": eps, "n": n, "seed": seed}
     settings["epochs"] = claims.EPOCHS.get(data, 30)
-    return {"method": method, "settings": settings, "correct": bits, "file": "a.json", **more}
+    of_run = {"method": method, "settings": settings, "correct": bits, "file": "a.json"}
+    return of_run | {"table": TABLE} | more
 
 
-def claim(start):
-    (found,) = [claim for claim in CLAIMS if claim.text.startswith(start)]
-    return found
+def evidence_of(start, runs):
+    """What these runs say of the claim that starts so."""
+    judged = claims.judged(records.frame(runs))
+    (found,) = [claim for claim in judged if claim.text.startswith(start)]
+    return found.evidence
 
 
 # ------------------------------------------------------------------------------------ the verdicts
@@ -52,37 +57,29 @@ def test_a_verdict_follows_from_the_intervals(kind, differences, said):
 
 
 def test_a_claim_is_judged_on_the_same_images_and_seeds_alone():
-    found = claim("Under Square SoE keeps more than MoRE").find
+    start = "Under Square SoE keeps more than MoRE"
     ours = [run("soe", {"square": 60}, seed=seed) for seed in (0, 1)]
     theirs = [run("more", {"square": 50}, seed=seed) for seed in (1, 2)]
-    ((where, difference, half, _, seeds),) = found([*ours, *theirs])
+    ((where, difference, half, _, seeds),) = evidence_of(start, [*ours, *theirs])
     assert where == "digits, ResNet2, eps 0.1" and difference == pytest.approx(10)
     assert 0 < half < 10 and seeds == 1
-    assert not found([ours[0], theirs[0]])  # no seed that both have
-    assert not found([ours[1], run("more", {"square": 50}, seed=1, depth=8)])
-    assert not found([ours[1], run("more", {"square": 50}, seed=1, data="digits-val")])
+    assert not evidence_of(start, [ours[0], theirs[0]])  # no seed that both have
+    for elsewhere in ({"depth": 8}, {"data": "digits-val"}):
+        assert not evidence_of(start, [ours[1], run("more", {"square": 50}, seed=1, **elsewhere)])
 
 
-PHOTOS = {"data_name": "cifar10-jpeg-10000", "epochs": 12}
-
-
-def test_the_stronger_adp_is_the_rival():
-    weak, strong = run("adp", {"square": 10}), run("adp --optimizer sgd", {"square": 70})
-    find = claim("Under Square SoE keeps more than ADP").find
-    for rivals, difference in (([weak], 50), ([weak, strong], -10)):
-        ((_, found, *_),) = find([run("soe", {"square": 60}), *rivals])
-        assert found == pytest.approx(difference)
-    photos = [r | {"settings": r["settings"] | PHOTOS} for r in (weak, strong)]
-    ((_, found, *_),) = find(
-        [run("soe", {"square": 60}) | {"settings": photos[0]["settings"]}, *photos]
-    )
-    assert found == pytest.approx(50)  # chosen on digits, and there alone
+def test_the_stronger_adp_is_the_rival_on_digits_where_it_was_chosen():
+    percent = {"soe": 60, "adp": 10, "adp --optimizer sgd": 70}
+    for data, difference in (("digits", -10), ("cifar10-jpeg-10000", 50)):
+        runs = [run(name, {"square": count}, data=data) for name, count in percent.items()]
+        (found,) = evidence_of("Under Square SoE keeps more than ADP", runs)
+        assert found.difference == pytest.approx(difference)
 
 
 def test_costs_are_those_of_three_experts():
     units = {("soe", 3): 90, ("gal", 3): 90, ("adp", 3): 80, ("more", 3): 60, ("soe", 5): 200}
-    found = [run(name, {}, M) | {"units": of} for (name, M), of in units.items()]
-    costs = claim("SoE's training costs more").find(found)
+    found = [run(name, {"clean": 50}, M) | {"units": of} for (name, M), of in units.items()]
+    costs = evidence_of("SoE's training costs more", found)
     assert [e.difference for e in costs] == pytest.approx([0, 12.5, 50])  # gal, adp, more
     assert verdict("more", costs) == "holds at 2, fails at 1, of 3"  # what is counted is certain
 
@@ -90,18 +87,19 @@ def test_costs_are_those_of_three_experts():
 def test_claims_about_depth_are_those_of_table_4():
     clean = {(2, "soe", 3): 60, (2, "plain", 1): 50, (20, "soe", 3): 81, (20, "plain", 1): 80}
     found = [run(m, {"clean": c}, n, depth, eps=0) for (depth, m, n), c in clean.items()]
-    told = {c.text: c.find(found) for c in CLAIMS if c.place == "4.4, Table 4"}
-    assert [[round(e.difference) for e in of] for of in told.values()] == [[10], [1], [9]]
-    row = tables.table4([r | {"table": {"vote": {}}, "row": "vote"} for r in found])[1]
-    assert row[0] == "digits, ResNet2, without attacks" and row[3].startswith("+10.0 ±")
+    judged = claims.judged(records.frame(found))
+    told = [claim.evidence for claim in judged if claim.place == "4.4, Table 4"]
+    assert [[round(e.difference) for e in of] for of in told] == [[10], [1], [9]]
+    row = results.table4(records.frame(found)).splitlines()[2]
+    assert row.startswith("| digits, ResNet2, without attacks | 50.0 | 60.0 | +10.0 ±")
 
 
 def test_the_experts_of_table_2_are_compared_from_the_best_to_the_worst():
     rows = {"expert 1": 40, "expert 2": 70, "expert 3": 60, "collaboration": 80}
     clean = {row: "1" * count + "0" * (100 - count) for row, count in rows.items()}
-    found = [run("soe", {}, clean=clean)]
+    found = [run("soe", {"square": 50, "worst": 40}, clean=clean)]
     for start, difference in (("All experts are", 30), ("Together they", 10)):
-        assert claim(start).find(found)[0].difference == pytest.approx(difference)
+        assert evidence_of(start, found)[0].difference == pytest.approx(difference)
 
 
 def test_who_is_best_and_worst_is_not_chosen_by_the_images_that_compare_them():
@@ -110,7 +108,7 @@ def test_who_is_best_and_worst_is_not_chosen_by_the_images_that_compare_them():
     for _ in range(50):
         bits = rng.random((3, 400)) < 0.4
         clean = {f"expert {j}": "".join(map(str, row.astype(int))) for j, row in enumerate(bits)}
-        chosen, share = claims.best_and_worst({"clean": clean}), bits.mean(1)
+        chosen, share = claims.best_and_worst(clean), bits.mean(1)
         differences.append((np.subtract(*chosen).mean(), share.max() - share.min()))
     other_images, same_images = 100 * np.mean(differences, 0)
     assert abs(other_images) < 1.5 and same_images > 3
@@ -119,50 +117,52 @@ def test_who_is_best_and_worst_is_not_chosen_by_the_images_that_compare_them():
 def test_small_middle_and_large_eps():
     digits, photos = [("digits", 2), ("digits", 8)], [("cifar10", 20), ("cifar10-jpeg-10000", 8)]
     for name, depth in digits:
-        sizes = [Place(name, depth, eps).size for eps in paper.SCALES["digits"].eps[depth]]
+        sizes = [claims.size(Place(name, depth, eps)) for eps in paper.SCALES["digits"].eps[depth]]
         assert sizes == [SMALL, MIDDLE, LARGE]
     for name, depth in photos:
-        sizes = [Place(name, depth, eps).size for eps in paper.SCALES["full"].eps[20]]
+        sizes = [claims.size(Place(name, depth, eps)) for eps in paper.SCALES["full"].eps[20]]
         assert sizes == [SMALL, MIDDLE, MIDDLE, *[LARGE] * 4]
 
 
-def test_what_evaluate_measures_elsewhere_is_kept_apart():
+@pytest.mark.parametrize(
+    "changed, method, columns",
+    [
+        ({"part": "vote"}, "soe's vote", ["clean", "square", "transfer3", "worst"]),
+        ({"part": "vote", "queries": 5000}, "soe's vote", ["square5000", "transfer3"]),
+        ({"part": "vote", "steps": 100}, "soe's vote", ["transfer3"]),
+        ({}, "soe", ["transfer3"]),
+        ({"temperature": 0.3}, "soe at T = 0.3", ["clean", "square", "transfer3", "worst"]),
+        ({"sigma": 3.0}, None, []),  # SoE trained so is another method
+    ],
+)
+def test_what_evaluate_measures_elsewhere_is_kept_apart(changed, method, columns):
     """Square of 5,000 queries is not compare's of 1,000, nor is a vote the collaboration."""
-    of_eps = {"correct": {"clean": "11", "square": "10", "transfer3": "11", "worst": "10"}}
-    settings = {"method": "soe", "eps": 0.1, "seed": 0}
-    told = {"model": settings, "row": "vote", "file": "a.json", "eps": {"0.1": of_eps, "0.2": {}}}
-    command = {"queries": 5000, "part": "vote", "steps": 20}
-    (found,) = claims.runs_of(told | {"command": command})
-    assert found["method"] == "soe's vote"
-    assert found["correct"] == {"transfer3": "11", "square5000": "10"}
-    (found,) = claims.runs_of(told | {"command": command | {"queries": 1000}})
-    assert found["correct"] == of_eps["correct"]
-    (found,) = claims.runs_of(told | {"command": command | {"queries": 1000, "steps": 100}})
-    assert "worst" not in found["correct"]
-    whole = {"queries": 1000, "part": None, "steps": 20}
-    (found,) = claims.runs_of(told | {"command": whole})
-    assert (found["method"], found["correct"]) == ("soe", {"transfer3": "11"})
-    (found,) = claims.runs_of(told | {"command": whole | {"temperature": 0.3}})
-    assert (found["method"], found["correct"]) == ("soe at T = 0.3", of_eps["correct"])
-    other = told | {"model": settings | {"sigma": 3.0}, "command": command}
-    assert claims.runs_of(other) == []  # SoE trained so is another method
+    trained = run("soe", {"clean": 9, "square": 5, "transfer3": 6, "worst": 5})
+    command = {"queries": 1000, "part": None, "steps": 20} | changed
+    model = trained.pop("settings") | {"method": trained.pop("method")}
+    model["sigma"] = changed.get("sigma", 1.0)
+    told = {"model": model, "row": "vote", "file": "a.json", "command": command}
+    told["eps"] = {"0.1": trained, "0.2": trained}  # at the eps of training alone
+    at = claims.counted(records.frame([told]))
+    assert sorted(at["column"]) == columns and set(at["method"]) <= {method}
 
 
 def test_experts_are_compared_by_who_answers():
     methods = {"soe": (50, 10), "soe's vote": (70, 30), "soe at T = 3": (60, 20), "gal": (1, 1)}
     found = [run(name, {"clean": c, "worst": w}) for name, (c, w) in methods.items()]
-    _, argmax, soft, vote = tables.softened(found)
-    assert argmax[1:] == ["the most confident", "50.0", "10.0", "-", "-"]
-    assert soft[1] == "at T = 3" and soft[4].startswith("+10.0 ±")
-    assert vote[1:4] == ["vote", "70.0", "30.0"] and vote[5].startswith("+20.0 ±")
+    _, _, argmax, soft, vote = results.softened(records.frame(found)).splitlines()
+    assert "| the most confident | 50.0 | 10.0 | - | - |" in argmax
+    assert "| at T = 3 | 60.0 | 20.0 | +10.0 ±" in soft
+    assert "| vote | 70.0 | 30.0 | +20.0 ±" in vote
 
 
 def test_every_number_of_the_paper_has_its_place_and_every_claim_too():
-    for name, of in tables.PAPER.items():
+    for name, of in results.PAPER.items():
         assert name.title() in of["place"] and of["what"]
-    assert {len(values) for values in list(tables.PAPER["table 3"].values())[2:]} == {7}
-    places = " ".join(claim.place for claim in CLAIMS)
-    assert len(CLAIMS) >= 12 and len({claim.text for claim in CLAIMS}) == len(CLAIMS)
+    assert {len(values) for values in list(results.PAPER["table 3"].values())[2:]} == {7}
+    judged = claims.judged(records.frame([run("soe", {"clean": 50})]))
+    places = " ".join(claim.place for claim in judged)
+    assert len(judged) >= 12 and len({claim.text for claim in judged}) == len(judged)
     for number in range(1, 5):
         assert f"Table {number}" in places and re.search(rf"Figures? .*{number}", places)
 

@@ -9,19 +9,19 @@ import pytest
 from PIL import Image
 
 import data
-from experiments import intervals, records, subset, tables
+from experiments import figures, intervals, records, results, subset
 from experiments.fixtures import arrays
 from support import files
 
 
-@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", results.TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_tables_of_the_texts_are_those_of_the_json_files(path):
-    """If this fails: python -m experiments.tables"""
-    assert tables.written(path.read_text()) == path.read_text()
+    """If this fails: python -m experiments.results"""
+    assert results.written(path.read_text()) == path.read_text()
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     """An empty folder in the place of results/."""
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     records.stored.cache_clear()
@@ -29,16 +29,16 @@ def results(tmp_path, monkeypatch):
     records.stored.cache_clear()
 
 
-def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(results, monkeypatch):
-    names = lambda found: " ".join(of["named"] for of in found)  # noqa: E731
-    monkeypatch.setitem(tables.MAKERS, "names", names)
+def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(folder, monkeypatch):
+    names = lambda runs: " ".join(record["named"] for record in runs["record"])  # noqa: E731
+    monkeypatch.setitem(results.MAKERS, "names", names)
     for name in ("b", "a"):
-        (results / f"{name}.json").write_text(json.dumps({"named": name}))
+        (folder / f"{name}.json").write_text(json.dumps({"named": name}))
     text = "before\n<!-- names: *.json -->\nold\n<!-- end -->\nafter\n"
     new = text.replace("old", "\na b\n")
-    assert tables.written(text) == new == tables.written(new)
+    assert results.written(text) == new == results.written(new)
     with pytest.raises(ValueError, match="no record none.json"):
-        tables.written(text.replace("*.json", "none.json"))
+        results.written(text.replace("*.json", "none.json"))
 
 
 def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
@@ -48,7 +48,7 @@ def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
             records.read(tmp_path / "a.json")
 
 
-def test_records_keep_what_a_file_says_to_the_last_bit(results, tmp_path_factory):
+def test_records_keep_what_a_file_says_to_the_last_bit(folder, tmp_path_factory):
     """A run of compare, and a model that evaluate attacked at two eps."""
     run = result("soe", 0, {"clean": "0110" * 5, "worst": "00000000"})
     of_eps = {key: run[key] for key in ("table", "correct", "specialisation")}
@@ -68,13 +68,13 @@ def test_records_keep_what_a_file_says_to_the_last_bit(results, tmp_path_factory
         records.append([new / "run.json"] * 2, "set-2")
 
 
-def test_records_are_found_by_name_as_files_are(results, tmp_path_factory):
+def test_records_are_found_by_name_as_files_are(folder, tmp_path_factory):
     new = tmp_path_factory.mktemp("runs")
     for name in ("b-1", "a-1", "a-2"):
         (new / f"{name}.json").write_text(json.dumps(result(name, 0, {"worst": "1"})))
     records.append([new / "b-1.json", new / "a-1.json"], "set")
     records.append([new / "a-2.json"], "set-2")
-    (results / "alone.json").write_text("{}")
+    (folder / "alone.json").write_text("{}")
     named = {
         pattern: [of.get("method", "-") for of in records.matching(pattern)]
         for pattern in ("set/*.json", "*/a-*.json", "*.json", "none/*.json")
@@ -88,9 +88,9 @@ def test_records_are_found_by_name_as_files_are(results, tmp_path_factory):
 
 
 def test_the_pictures_are_drawn_from_the_same_files():
-    for name, picture in tables.drawn().items():
+    for name, picture in figures.drawn().items():
         assert Image.open(io.BytesIO(picture)).width > 400
-        assert (tables.HERE / "figures" / name).is_file()
+        assert (results.HERE / "figures" / name).is_file()
 
 
 def test_student_s_t():
@@ -125,13 +125,23 @@ def result(method, seed, correct, adaptive=True):
         "method": method,
         "units": 1000,
         "row": "model",
-        "settings": {"data_name": "d", "n": 1, "depth": 2, "eps": 0.1, "seed": seed},
+        "settings": {"data_name": "d", "n": 1, "depth": 2, "eps": 0.1, "epochs": 1, "seed": seed},
         "evaluation": {"attack": ["pgd", "adaptive"]},
         "table": {"model": cells, "expert 1": {"clean": 10.0}, "any": {"clean": 90.0}},
         "decided": {"pgd": {"took": 2, "alone": 1}},
         "correct": correct,
         "specialisation": {"clean": share | {"answers": [[100.0, 50.0]]}} if adaptive else {},
     }
+
+
+def frame(runs):
+    return records.frame(run | {"file": "a.json"} for run in runs)
+
+
+def rows(table):
+    """The cells of a table of one title, without the line below its heading."""
+    head, _, *others = (line[2:-2].split(" | ") for line in table.splitlines())
+    return [head, *others]
 
 
 def test_a_comparison_shows_means_deviations_and_paired_differences():
@@ -142,43 +152,49 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     ]
     rival = {"clean": half, "pgd": half, "worst": half}
     runs += [result("plain", seed, rival, adaptive=False) for seed in (0, 1)]
-    ((title, methods),) = tables.group(reversed(runs)).items()
+    ((title, of_title),) = records.by_title(frame(reversed(runs)))
     assert title == "d, 1 x ResNet2, eps 0.1"
-    head, soe, plain = tables.comparison(methods)
+    head, soe, plain = rows(results.comparison(of_title))
     deviation = f"75.0 ± {50 / math.sqrt(2):.1f}"
-    assert dict(zip(head, soe))["PGD-20"] == deviation and soe[-3:] == [
-        "-",
-        "10.0 ± 0.0",
-        "90.0 ± 0.0",
-    ]
-    assert dict(zip(head, plain))["adaptive"] == "-"
-    assert dict(zip(head, plain))["worst less soe's"] == "+0.0 ± 0.0"
-    _, of_soe = tables.routing(methods)  # nobody answers alone in the other
+    assert soe[3] == deviation and soe[-3:] == ["-", "10.0 ± 0.0", "90.0 ± 0.0"]
+    assert head[2:-2] == ["clean", "PGD-20", "adaptive", "worst", "worst less soe's"]
+    assert plain[-5:-2] == ["-", "50.0 ± 0.0", "+0.0 ± 0.0"]
+    _, of_soe = rows(results.routing(of_title))  # nobody answers alone in the other
     assert of_soe == ["soe", "4.0 ± 0.0", "50.0 ± 0.0", "25.0 ± 0.0", "75.0 ± 0.0", "75.0 ± 0.0"]
-    assert tables.decided(methods)[1] == ["soe", "4 (2)"]
+    assert rows(results.decided(of_title))[1] == ["soe", "4 (2)"]
+
+
+def test_only_seeds_that_both_have_are_compared():
+    """The rival's seed 2 has no pair: not 8 of 8 images, but 4 less 8."""
+    runs = [result("soe", seed, {"worst": "1" * 8}) for seed in (0, 1)]
+    runs += [result("plain", s, {"worst": of}) for s, of in ((1, "11110000"), (2, "1" * 8))]
+    pair = records.measurements(frame(runs))
+    ours, theirs = (pair[pair["method"] == method] for method in ("plain", "soe"))
+    both = records.paired(ours, theirs)
+    assert both["seed"].tolist() == [1] and both["difference"][0].tolist() == [0] * 4 + [-1] * 4
 
 
 def test_the_folds_of_a_data_set_are_one_table():
     runs = [result("soe", seed, {"clean": "1100", "worst": "1000"}) for seed in (1, 2)]
     for run in runs:
         run["settings"]["data_name"] = f"d-fold{run['settings']['seed']}"
-    ((title, methods),) = tables.group(runs).items()
-    assert title.startswith("d-folds, ") and methods == {"soe": runs}
+    ((title, of_title),) = records.by_title(frame(runs))
+    assert title.startswith("d-folds, ") and of_title["seed"].tolist() == [1, 2]
 
 
-def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(results):
-    (results / "photos").mkdir()
+def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(folder):
+    (folder / "photos").mkdir()
     found = []
     for method, before, now in (("plain", "1100", "10001111"), ("soft", "1110", "11101111")):
         for seed in (0, 1):
-            name = f"{method}-{seed}.json"
-            (results / "photos" / name).write_text(
-                json.dumps(result(method, seed, {"worst": before}))
-            )
-            eps = {"0.1": {"correct": {"clean": "1" * 8, "worst": now}}}
-            found.append({"name": f"strong/{name}", "model": {"seed": seed}})
-            found[-1]["eps"] = eps
-    columns, first, second, difference = tables.stronger(found)
+            run, name = result(method, seed, {"worst": before}), f"{method}-{seed}.json"
+            (folder / "photos" / name).write_text(json.dumps(run | {"name": name}))
+            of_eps = run | {"correct": {"clean": "1" * 8, "worst": now}}
+            model = run["settings"] | {"method": method}
+            found.append({"name": f"strong/{name}", "model": model, "eps": {"0.1": of_eps}})
+            found[-1] |= {"command": {"part": None}}
+            del of_eps["method"], of_eps["settings"]
+    columns, first, second, difference = rows(results.stronger(frame(found)))
     shown = ["worst, on these", "by the weaker attacks", "on the others"]
     assert columns == ["", "clean", "worst", *shown]
     assert first[0] == "plain" and second == [
@@ -193,20 +209,23 @@ def test_the_plane_and_the_fronts_put_each_run_in_its_place():
         of = result(method, 0, {"clean": "1100", "worst": worst})
         return of | {"settings": of["settings"] | {"lr": 0.1} | settings}
 
-    runs = [
-        run("soe --sigma 0.3", "1000", sigma=0.3),
-        run("soft-synergy", "1110", sigma=1.0, temperature=1.0, clean_weight=1.0),
-        run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0, lr=0.3),
-        run("plain-together", "0000"),
-        run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
-    ]
-    ((_, plane),) = tables.sigma_T_plane(runs, {"d": 0.1}).items()
-    worst = {where: of["worst"] for where, of in plane.items()}
+    runs = frame(
+        [
+            run("soe --sigma 0.3", "1000", sigma=0.3),
+            run("soft-synergy", "1110", sigma=1.0, temperature=1.0, clean_weight=1.0),
+            run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0, lr=0.3),
+            run("plain-together", "0000"),
+            run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
+        ]
+    )
+    plane = figures.sigma_and_T(runs, {"d": 0.1})
+    worst = dict(zip(zip(plane["sigma"], plane["T"]), plane["worst"]))
     infinity = (math.inf, math.inf)
     assert worst == {(0.3, 0.0): 25.0, (1.0, 1.0): 75.0, infinity: 0.0}
-    ((_, fronts),) = tables.fronts(runs).items()
-    assert [*fronts["plain-together"]] == [1, 0.5] and len(fronts) == 4
-    assert fronts["plain-together"][0.5]["worst"] == [50.0]
+    fronts = figures.fronts(runs)
+    together = fronts[fronts["line"] == "plain-together"]
+    assert together["W"].tolist() == [1, 0.5] and fronts["line"].nunique() == 4
+    assert together["worst"].tolist() == [0.0, 50.0]
 
 
 def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path, refused):

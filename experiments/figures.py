@@ -1,0 +1,249 @@
+"""The figures of what was measured, as PNG files: each is drawn from a frame of records."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from experiments.claims import TRANSFER, counted
+from experiments.records import NAMES, by_title, frame, matching
+from support.pictures import as_png, subplots
+
+MARKERS = "osD^v<>p"
+
+
+def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
+    """{eps: {attack: percent}}: a line for each attack, clean accuracy as a reference."""
+    figure, axis = subplots(figsize=(6, 4))
+    for column, marker in zip(next(iter(tables.values())), itertools.cycle(MARKERS)):
+        if column != "own":
+            values = [table[column] for table in tables.values()]
+            style = {"clean": "k--", "worst": "k:"}.get(column, f"{marker}-")
+            width = 4 if column == "worst" else 1.5  # wide, below the attack that it is the same as
+            order = 3 - width / 4
+            axis.plot(list(tables), values, style, lw=width, ms=4, label=column, zorder=order)
+    axis.set(xlabel="eps", ylabel=f"accuracy of the {of} (%)", ylim=(0, 100))
+    axis.legend(fontsize=8)
+    return as_png(figure)
+
+
+def panels(count: int, width: float, height: float) -> tuple[Figure, list]:
+    """A figure and its axes side by side, each `width` x `height` inches."""
+    figure, axes = subplots(1, count, figsize=(width * count, height), squeeze=False)
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+    return figure, axes[0]
+
+
+def legend_below(figure: Figure, columns: int) -> bytes:
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize=8)
+    return as_png(figure)
+
+
+def methods(runs: pd.DataFrame, columns: tuple[str, ...]) -> bytes:
+    """A panel for each title, a line for each method, a mark for each of `columns`."""
+    titles, columns = by_title(runs), [column for column in columns if column in runs]
+    rows = max(of_title["method"].nunique() for _, of_title in titles)
+    figure, axes = panels(len(titles), 4.6, 1.2 + 0.33 * rows)
+    for axis, (title, of_title) in zip(axes, titles):
+        by_method = of_title.groupby("method", sort=False)
+        names = list(by_method.groups)
+        for column, marker in zip(columns, itertools.cycle(MARKERS)):
+            means = by_method[column].mean(skipna=False)  # none where a seed has none
+            spread = by_method[column].std().fillna(0)
+            style = {"fmt": marker, "markersize": 5, "label": column}
+            axis.errorbar(means, range(len(names)), xerr=spread, **style)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="accuracy (%)")
+        axis.set_xlim(-1, 101)  # the same in every panel
+        axis.set_title(title, fontsize=9)
+    return legend_below(figure, 3)
+
+
+def experts_by_class(runs: pd.DataFrame) -> bytes:
+    """A panel for each title, its first SoE: each expert's clean accuracy on each class, in numbers
+    and shades, and a frame around who answers most of it."""
+    titles = by_title(runs[runs["method"] == "soe"])
+    figure, axes = subplots(math.ceil(len(titles) / 2), 2, figsize=(11, 2 * len(titles) / 2))
+    for axis, (title, of_title) in zip(axes.flat, titles):
+        record = of_title["record"].iloc[0]
+        accuracy, answers = (record["specialisation"]["clean"][k] for k in ("accuracy", "answers"))
+        classes = record["settings"].get("class_names") or [*map(str, range(len(answers[0])))]
+        axis.imshow(accuracy, cmap="Blues", vmin=0, vmax=150, aspect="auto")
+        for k in range(len(classes)):
+            for j, of_expert in enumerate(accuracy):
+                axis.text(k, j, f"{of_expert[k]:.0f}", ha="center", va="center", fontsize=8)
+            most = max(range(len(answers)), key=lambda j: answers[j][k])
+            axis.add_patch(Rectangle((k - 0.46, most - 0.44), 0.92, 0.88, fill=False, lw=1.5))
+        axis.set_xticks(range(len(classes)), [name[:6] for name in classes], fontsize=7)
+        axis.set_yticks(range(len(accuracy)), [f"expert {j + 1}" for j in range(len(accuracy))])
+        axis.set_title(title, fontsize=9)
+    return as_png(figure)
+
+
+def by_number(runs: pd.DataFrame) -> pd.DataFrame:
+    """Figures 3 and 4: `measurements` of methods with other than 1 and 3 experts; "line" names the
+    method and the attack."""
+    measured = counted(runs).query("eps > 0")
+    measured = measured[measured["column"].isin(["square", *TRANSFER, "worst"])]
+    methods = measured.query("M not in [1, 3]")[["place", "method"]].drop_duplicates()
+    measured = measured.merge(methods, on=["place", "method"])
+    return measured.assign(line=measured["method"] + ", " + measured["column"])
+
+
+def draw_by_number(runs: pd.DataFrame) -> bytes:
+    """A panel for each place, a line for each method under Square and the worst attack."""
+    places = list(by_number(runs).query("column not in @TRANSFER").groupby("place"))
+    figure, axes = panels(len(places), 3.6, 3.8)
+    for axis, (place, of_place) in zip(axes, places):
+        for i, (line, of_line) in enumerate(of_place.groupby("line")):
+            points = of_line.groupby("M")["accuracy"]
+            style = {"fmt": f"{'os^D'[i // 2]}{'-:'[i % 2]}", "color": f"C{i // 2}", "ms": 5}
+            mean, spread = points.mean(), points.std().fillna(0)
+            axis.errorbar(mean.index, mean, spread, **style, capsize=2, label=line)
+        axis.set(title=str(place), xlabel="M, the number of experts", ylim=(0, None))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("accuracy (%)")
+    return legend_below(figure, min(4, 2 * len(places)))
+
+
+def sigma_and_T(runs: pd.DataFrame, rates: dict[str, float]) -> pd.DataFrame:
+    """The runs at their data's rate {data: rate} with their "sigma" and "T". T = 0 is the paper's
+    method; T = infinity are ensembles: trained for their vote, or (sigma = infinity) each alone."""
+    ensembles = {"plain-jointly": (1.0, math.inf), "plain-together": (math.inf, math.inf)}
+    known = r"(soe|soft-synergy|plain-jointly|plain-together)( --(sigma|temperature|lr) \S+)*"
+    settings = pd.DataFrame([record["settings"] for record in runs["record"]], index=runs.index)
+    runs = runs.assign(sigma=settings["sigma"], T=settings["temperature"].fillna(0))
+    for name, (sigma, T) in ensembles.items():
+        runs.loc[runs["method"].str.startswith(name), ["sigma", "T"]] = sigma, T
+    return runs[runs["method"].str.fullmatch(known) & (settings["lr"] == runs["data"].map(rates))]
+
+
+def sigma_T_plane(runs: pd.DataFrame) -> bytes:
+    """A row of panels for each title, a panel for clean and worst accuracy, sigma downwards, T to
+    the right, infinity last."""
+    titles = by_title(runs)
+    figure, axes = subplots(len(titles), 2, figsize=(9.6, 3.2 * len(titles)), squeeze=False)
+    for of_row, (title, of_title) in zip(axes, titles):
+        for axis, column in zip(of_row, ("clean", "worst")):
+            # a row for each sigma, a column for each T, the mean over seeds
+            cells = of_title.pivot_table(column, "sigma", "T")
+            low, high = cells.min(axis=None), cells.max(axis=None)
+            axis.imshow(cells, cmap="Blues", vmin=low, vmax=2 * high - low, aspect="auto")
+            for (i, k), mean in np.ndenumerate(cells):
+                if not math.isnan(mean):
+                    axis.text(k, i, f"{mean:.1f}", ha="center", va="center", fontsize=9)
+            ends = {0.0: "0\nSoE", math.inf: "$\\infty$\nvote"}
+            axis.set_xticks(range(len(cells.columns)), [ends.get(T, f"{T:g}") for T in cells])
+            axis.set_yticks(range(len(cells)), list(map(mark, cells.index)))
+            axis.set(xlabel="$T$", ylabel="$\\sigma$")
+            axis.set_title(f"{title}: {column} (%)", fontsize=9)
+    return as_png(figure)
+
+
+def mark(sigma: float) -> str:
+    return "$\\infty$" if sigma == math.inf else f"{sigma:g}"
+
+
+def fronts(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with "line", their method, and "W", their weight of clean images."""
+    weights = [record["settings"].get("clean_weight", 1) for record in runs["record"]]
+    return runs.assign(line=runs["method"].str.split(" --clean-weight").str[0], W=weights)
+
+
+def front(runs: pd.DataFrame) -> bytes:
+    """A panel for each title, a colour for each method, whatever its flags, a point for each W."""
+    titles, colours = by_title(fronts(runs)), {}
+    figure, axes = panels(len(titles), 5.2, 4)
+    for axis, (title, of_title) in zip(axes, titles):
+        for (line, of_line), marker in zip(of_title.groupby("line"), "os^D"):
+            colour = colours.setdefault(line.split()[0], f"C{len(colours)}")
+            points = of_line.groupby("W")[["clean", "worst"]]
+            mean, spread = points.mean(), points.std().fillna(0)
+            bars = {"xerr": spread["clean"], "yerr": spread["worst"], "capsize": 2}
+            style = {"fmt": f"{colour}{marker}-", "label": line}
+            axis.errorbar(mean["clean"], mean["worst"], **bars, **style)
+            for W, clean, worst in mean.itertuples():
+                style = {"textcoords": "offset points", "xytext": (5, 5), "fontsize": 8}
+                axis.annotate(f"W = {W:g}", (clean, worst), **style)
+        data, _, rest = title.partition(",")
+        axis.set_title(f"{NAMES.get(data, data)},{rest}")
+        axis.set(xlabel="clean accuracy (%)", ylabel="accuracy under the worst attack (%)")
+        axis.margins(0.12)
+        axis.legend(fontsize=8)
+    return as_png(figure)
+
+
+def dial(runs: pd.DataFrame) -> bytes:
+    """A panel for each place: accuracies of SoE, half and half, where sigma alone is not the
+    default, against sigma, infinity as the last mark. Which rule of confidence `runs` decide."""
+    alike = runs["method"].str.fullmatch(r"soe( --(confidence|sigma) \S+)*")
+    runs = runs[alike & (runs["eps"] > 0)]
+    sigma = [record["settings"]["sigma"] for record in runs["record"]]
+    vote = [record["table"]["vote"]["clean"] for record in runs["record"]]
+    runs = runs.assign(sigma=sigma, vote=vote).sort_values("sigma")
+    lines = {"alone": "an expert alone", "any": "any expert", "vote": "the vote"}
+    lines |= {"clean": "the collaboration", "worst": "the collaboration, worst attack"}
+    places = list(runs.groupby("place"))
+    figure, axes = panels(len(places), 5.2, 4)
+    for axis, (place, of_place) in zip(axes, places):
+        for (column, line), style in zip(lines.items(), ("C0o-", "C0^:", "C1s-", "C3D-", "k*-")):
+            axis.plot(range(len(of_place)), of_place[column], style, ms=5, label=line)
+        axis.set_xticks(range(len(of_place)), list(map(mark, of_place["sigma"])))
+        axis.set(title=str(place), xlabel="$\\sigma$", ylabel="accuracy (%)", ylim=(0, 100))
+    return legend_below(figure, 3)
+
+
+def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
+    """{axis: {value: {"stage 1", "predicted 1" and so on: seconds, "memory": GiB}}}:
+    above the times, dashed what was predicted; below the memory."""
+    size = (3.4 * len(tables), 5.5)
+    figure, axes = subplots(2, len(tables), figsize=size, squeeze=False)
+    for (above, below), (name, of_axis) in zip(axes.T, tables.items()):
+        table = pd.DataFrame(of_axis).T
+        values = table.index.astype(int)
+        for stage, colour, marker in ((1, "C1", "o"), (2, "C2", "s")):
+            measured, predicted = table[f"stage {stage}"], table[f"predicted {stage}"]
+            above.plot(values, measured, f"{colour}{marker}-", label=f"stage {stage}")
+            above.plot(values, predicted, f"{colour}--", label="predicted by its passes")
+        below.plot(values, table["memory"], "ko-")
+        above.set(ylim=(0, None), ylabel="seconds a step")
+        below.set(ylim=(0, 1.1 * table["memory"].max()), ylabel="peak memory (GiB)", xlabel=name)
+    axes[0, 0].legend(fontsize=8)
+    return as_png(figure)
+
+
+def drawn() -> dict[str, bytes]:
+    """{name: PNG} of the pictures in figures/ that show results."""
+
+    def runs(*patterns: str) -> pd.DataFrame:
+        return frame(result for pattern in patterns for result in matching(pattern))
+
+    of_front = [  # at rate 0.3 some seeds of soft synergy learn nothing: in the table, not here
+        *("front/digits-plain-*.json", "front/digits-soft-synergy-clean-weight*.json"),
+        "front/cifar10-jpeg-10000-*seed0.json",
+        "compare/digits-plain-together*-depth2-n3-eps0.1-*.json",
+        "compare/digits-soft-synergy-depth2-n3-eps0.1-*.json",
+        "photos/*-plain-together-depth2-n3-eps0.03-epochs12-seed0.json",
+        "photos/*-soft-synergy-lr0.03-temperature3-depth2-n3-eps0.03-epochs12-seed0.json",
+    ]
+    of_soe = ["compare/digits-soe-depth*-n3-eps0.1-*seed0.json"]
+    of_soe += ["photos/*-soe-depth*-n3-eps0.03-*seed0.json"]
+    plane = sigma_and_T(runs("*tuning/*-depth*-n3-*.json"), {"digits-val": 0.1, "photos-val": 0.03})
+    attacks = ("clean", "pgd", "apgd", "square", "adaptive", "worst")
+    by_eps = runs("attacks_by_eps.json")
+    cells = {eps: of["table"]["collaboration"] for eps, of in zip(by_eps["eps"], by_eps["record"])}
+    return {
+        "front.png": front(runs(*of_front)),
+        "plane.png": sigma_T_plane(plane),
+        "experts_by_class.png": experts_by_class(runs(*of_soe)),
+        "by_number.png": draw_by_number(runs("compare/digits-*-depth2-*.json")),
+        "compare.png": methods(runs("compare/digits-*-n3-eps0.1-*.json"), attacks),
+        "attacks_by_eps.png": accuracy_by_eps(cells, "collaboration"),
+        "scaling.png": scaling(matching("scaling_cpu.json")[0]["tables"]),
+        "dial.png": dial(runs("readings/*-soe-confidencerectified-*depth2-*seed0.json")),
+    }
