@@ -53,7 +53,8 @@ def methods(runs: pd.DataFrame, columns: tuple[str, ...]) -> bytes:
         by_method = of_title.groupby("method", sort=False)
         names = list(by_method.groups)
         for column, marker in zip(columns, itertools.cycle(MARKERS)):
-            means = by_method[column].mean(skipna=False)  # none where a seed has none
+            # no mean where one of the seeds was not measured
+            means = by_method[column].agg(lambda accuracies: accuracies.mean(skipna=False))
             spread = by_method[column].std().fillna(0)
             style = {"fmt": marker, "markersize": 5, "label": column}
             axis.errorbar(means, range(len(names)), xerr=spread, **style)

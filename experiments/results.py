@@ -117,9 +117,11 @@ def decided(runs: pd.DataFrame) -> str:
     for method, record in zip(runs["method"], runs["record"]):
         for attack, counts in record["decided"].items():
             rows.append({"method": method, "attack": attack, **counts})
-    total = pd.DataFrame(rows).groupby(["method", "attack"], sort=False).sum().astype(str)
-    cells = total["took"] + " (" + total["alone"] + ")"
-    return table(cells.unstack(sort=False), "images taken (by it alone)")
+    counts = pd.DataFrame(rows)
+    total = counts.groupby(["method", "attack"]).sum().astype(str)
+    cells = (total["took"] + " (" + total["alone"] + ")").unstack()
+    cells = cells.loc[counts["method"].unique(), counts["attack"].unique()]
+    return table(cells, "images taken (by it alone)")
 
 
 # -------------------------------------------------------------- models attacked again, other files
@@ -252,8 +254,9 @@ def table3(runs: pd.DataFrame) -> str:
     measured = counted(runs).query("M == 3 and column in ['square', 'worst']")
     measured = measured.sort_values("eps", kind="stable")
     for (data, depth), of_depth in measured.groupby(["data", "depth"]):
-        cells = of_depth.groupby(["method", "eps", "column"], sort=False)["accuracy"].agg(accuracy)
-        cells = cells.unstack(["eps", "column"], sort=False).fillna("-")
+        cells = of_depth.groupby(["method", "eps", "column"])["accuracy"].agg(accuracy)
+        cells = cells.unstack(["eps", "column"]).sort_index(axis="columns").fillna("-")
+        cells = cells.loc[of_depth["method"].unique()]
         for method, (eps, column) in product(cells.index, cells):
             theirs = dict(zip(paper["eps"], paper.get(method.split()[0], [])))
             if column == "square" and data != "digits" and eps in theirs:
