@@ -227,7 +227,7 @@ def summary(runs: pd.DataFrame) -> str:
     names = {"soe": "SoE", "plain-together": "the ensemble", "soft-synergy": "soft synergy"}
     mean = measured.query("M == 3 and column in ['clean', 'worst']")
     mean = mean.groupby(["place", "method", "column"])["accuracy"].mean()
-    mean = mean.map("{:.1f}".format).unstack().reindex(columns=["clean", "worst"])
+    mean = mean.map("{:.1f}".format).unstack().reindex(columns=["clean", "worst"]).astype(object)
     cells = (mean["clean"] + " → **" + mean["worst"] + "**").unstack()
     cells = cells.reindex(columns=list(names)).rename(columns=names)
     ensemble, soft = ("plain-together", 3), ("soft-synergy", 3)
