@@ -15,7 +15,7 @@ from support.pictures import as_png, subplots
 MARKERS = "osD^v<>p"
 
 
-def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
+def accuracy_by_eps(tables: dict[float, dict[str, float]], row: str) -> bytes:
     """{eps: {attack: percent}}: a line for each attack, clean accuracy as a reference."""
     figure, axis = subplots(figsize=(6, 4))
     for column, marker in zip(next(iter(tables.values())), itertools.cycle(MARKERS)):
@@ -25,7 +25,7 @@ def accuracy_by_eps(tables: dict[float, dict[str, float]], of: str) -> bytes:
             width = 4 if column == "worst" else 1.5  # wide, below the attack that it is the same as
             order = 3 - width / 4
             axis.plot(list(tables), values, style, lw=width, ms=4, label=column, zorder=order)
-    axis.set(xlabel="eps", ylabel=f"accuracy of the {of} (%)", ylim=(0, 100))
+    axis.set(xlabel="eps", ylabel=f"accuracy of the {row} (%)", ylim=(0, 100))
     axis.legend(fontsize=8)
     return as_png(figure)
 
@@ -53,7 +53,8 @@ def methods(runs: pd.DataFrame, columns: tuple[str, ...]) -> bytes:
         by_method = of_title.groupby("method", sort=False)
         names = list(by_method.groups)
         for column, marker in zip(columns, itertools.cycle(MARKERS)):
-            means = by_method[column].mean(skipna=False)  # none where a seed has none
+            # no mean where one of the seeds was not measured
+            means = by_method[column].agg(lambda accuracies: accuracies.mean(skipna=False))
             spread = by_method[column].std().fillna(0)
             style = {"fmt": marker, "markersize": 5, "label": column}
             axis.errorbar(means, range(len(names)), xerr=spread, **style)

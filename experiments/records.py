@@ -201,18 +201,21 @@ def by_title(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def measurements(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a run and column, clean or an attack: "accuracy" in %, and "correct", an array [N]."""
+    """A row a run and column, clean or an attack: "accuracy" in %, and "correct", an array [N].
+    Raises ValueError where one was measured twice."""
     runs = runs.assign(column=runs["correct"].map(list)).explode("column").dropna(subset="column")
-    correct = [of_run[column] for of_run, column in zip(runs["correct"], runs["column"])]
-    accuracy = [100 * of_run.sum() / len(of_run) for of_run in correct]
+    twice = runs[runs.duplicated(["method", "M", "place", "seed", "column"])]
+    if len(twice):
+        raise ValueError(f"{twice['file'].iloc[0]} measured what another record did")
+    correct = [columns[column] for columns, column in zip(runs["correct"], runs["column"])]
+    accuracy = [100 * bits.sum() / len(bits) for bits in correct]
     return runs.assign(correct=correct, accuracy=accuracy).astype({"column": str})
 
 
 def paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     """Two methods' `measurements` at the same place, on the seeds that both have. "difference":
     which images ours has correct less which theirs has, an array [N]."""
-    same, suffixes = ["place", "column", "seed"], ("", " of theirs")
-    both = ours.merge(theirs, on=same, suffixes=suffixes, validate="m:1")
+    both = ours.merge(theirs, on=["place", "column", "seed"], suffixes=("", " of theirs"))
     return both.assign(difference=both["correct"] - both["correct of theirs"])
 
 

@@ -108,7 +108,8 @@ def routing(runs: pd.DataFrame) -> str:
         if division := record["specialisation"].get("clean"):
             share = statistics.mean(map(max, zip(*division["answers"])))
             rows.append({"method": method, **division["disagree"], "class share": share})
-    cells = pd.DataFrame(rows).groupby("method", sort=False).agg(accuracy)
+    columns = ["method", "images", "answering", "best fixed", "any", "class share"]
+    cells = pd.DataFrame(rows, columns=columns).groupby("method", sort=False).agg(accuracy)
     names = {"images": "images disagreed on", "answering": "correct: answering"}
     return table(cells.rename(columns=names))
 
@@ -119,9 +120,11 @@ def decided(runs: pd.DataFrame) -> str:
     for method, record in zip(runs["method"], runs["record"]):
         for attack, counts in record["decided"].items():
             rows.append({"method": method, "attack": attack, **counts})
-    total = pd.DataFrame(rows).groupby(["method", "attack"], sort=False).sum().astype(str)
-    cells = total["took"] + " (" + total["alone"] + ")"
-    return table(cells.unstack(sort=False), "images taken (by it alone)")
+    counts = pd.DataFrame(rows, columns=["method", "attack", "took", "alone"])
+    total = counts.groupby(["method", "attack"]).sum().astype(str)
+    cells = (total["took"] + " (" + total["alone"] + ")").unstack()
+    cells = cells.loc[counts["method"].unique(), counts["attack"].unique()]
+    return table(cells, "images taken (by it alone)")
 
 
 # -------------------------------------------------------------- models attacked again, other files
@@ -224,8 +227,9 @@ def summary(runs: pd.DataFrame) -> str:
     photos = counted(runs).query("data != 'digits' and eps == 0.03 and method != 'soft-synergy'")
     measured = pd.concat([digits, photos.replace({"method": {tuned: "soft-synergy"}})])
     names = {"soe": "SoE", "plain-together": "the ensemble", "soft-synergy": "soft synergy"}
-    mean = measured.query("M == 3").groupby(["place", "method", "column"])["accuracy"].mean()
-    mean = mean.map("{:.1f}".format).unstack()
+    mean = measured.query("M == 3 and column in ['clean', 'worst']")
+    mean = mean.groupby(["place", "method", "column"])["accuracy"].mean()
+    mean = mean.map("{:.1f}".format).unstack().reindex(columns=["clean", "worst"]).astype(object)
     cells = (mean["clean"] + " → **" + mean["worst"] + "**").unstack()
     cells = cells.reindex(columns=list(names)).rename(columns=names)
     ensemble, soft = ("plain-together", 3), ("soft-synergy", 3)
@@ -251,11 +255,13 @@ def table3(runs: pd.DataFrame) -> str:
     """Accuracy under Square, the paper's in brackets, and under the worst attack: by method and
     eps, a table for each data set and depth."""
     parts, paper = [], PAPER["table 3"]
-    measured = counted(runs).query("M == 3 and column in ['square', 'worst']")
+    measured = counted(runs).dropna(subset="units")  # compare's
+    measured = measured.query("M == 3 and column in ['square', 'worst']")
     measured = measured.sort_values("eps", kind="stable")
     for (data, depth), of_depth in measured.groupby(["data", "depth"]):
-        cells = of_depth.groupby(["method", "eps", "column"], sort=False)["accuracy"].agg(accuracy)
-        cells = cells.unstack(["eps", "column"], sort=False).fillna("-")
+        cells = of_depth.groupby(["method", "eps", "column"])["accuracy"].agg(accuracy)
+        cells = cells.unstack(["eps", "column"]).sort_index(axis="columns").fillna("-")
+        cells = cells.loc[of_depth["method"].unique()]
         for method, (eps, column) in product(cells.index, cells):
             theirs = dict(zip(paper["eps"], paper.get(method.split()[0], [])))
             if column == "square" and data != "digits" and eps in theirs:
@@ -327,7 +333,7 @@ def readings(runs: pd.DataFrame) -> str:
 def figures34(runs: pd.DataFrame) -> str:
     """Accuracy by M, the number of experts."""
     cells = figures.by_number(runs).pivot_table("accuracy", ["place", "line"], "M", accuracy)
-    return table(cells.rename(columns="M = {}".format), "", "")
+    return table(cells.reindex(columns=range(1, 6)).rename(columns="M = {}".format), "", "")
 
 
 def figure2(runs: pd.DataFrame) -> str:

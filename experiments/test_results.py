@@ -129,6 +129,7 @@ def result(method, seed, correct, adaptive=True):
         "evaluation": {"attack": ["pgd", "adaptive"]},
         "table": {"model": cells, "expert 1": {"clean": 10.0}, "any": {"clean": 90.0}},
         "decided": {"pgd": {"took": 2, "alone": 1}},
+        "doubts": [],
         "correct": correct,
         "specialisation": {"clean": share | {"answers": [[100.0, 50.0]]}} if adaptive else {},
     }
@@ -139,9 +140,7 @@ def frame(runs):
 
 
 def rows(table):
-    """The cells of a table of one title, without the line below its heading."""
-    head, _, *others = (line[2:-2].split(" | ") for line in table.splitlines())
-    return [head, *others]
+    return [line[2:-2].split(" | ") for line in table.splitlines() if "---" not in line]
 
 
 def test_a_comparison_shows_means_deviations_and_paired_differences():
@@ -164,14 +163,9 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     assert rows(results.decided(of_title))[1] == ["soe", "4 (2)"]
 
 
-def test_only_seeds_that_both_have_are_compared():
-    """The rival's seed 2 has no pair: not 8 of 8 images, but 4 less 8."""
-    runs = [result("soe", seed, {"worst": "1" * 8}) for seed in (0, 1)]
-    runs += [result("plain", s, {"worst": of}) for s, of in ((1, "11110000"), (2, "1" * 8))]
-    pair = records.measurements(frame(runs))
-    ours, theirs = (pair[pair["method"] == method] for method in ("plain", "soe"))
-    both = records.paired(ours, theirs)
-    assert both["seed"].tolist() == [1] and both["difference"][0].tolist() == [0] * 4 + [-1] * 4
+def test_a_run_that_two_records_tell_of_is_refused():
+    with pytest.raises(ValueError, match="a.json measured what another record did"):
+        records.measurements(frame([result("soe", 0, {"worst": "1"})] * 2))
 
 
 def test_the_folds_of_a_data_set_are_one_table():
@@ -184,48 +178,39 @@ def test_the_folds_of_a_data_set_are_one_table():
 
 def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(folder):
     (folder / "photos").mkdir()
-    found = []
+    attacked = []
     for method, before, now in (("plain", "1100", "10001111"), ("soft", "1110", "11101111")):
         for seed in (0, 1):
             run, name = result(method, seed, {"worst": before}), f"{method}-{seed}.json"
-            (folder / "photos" / name).write_text(json.dumps(run | {"name": name}))
-            of_eps = run | {"correct": {"clean": "1" * 8, "worst": now}}
-            model = run["settings"] | {"method": method}
-            found.append({"name": f"strong/{name}", "model": model, "eps": {"0.1": of_eps}})
-            found[-1] |= {"command": {"part": None}}
-            del of_eps["method"], of_eps["settings"]
-    columns, first, second, difference = rows(results.stronger(frame(found)))
+            (folder / "photos" / name).write_text(json.dumps(run))
+            of_eps = {"table": run["table"], "correct": {"clean": "1" * 8, "worst": now}}
+            model = {"name": name, "model": run["settings"] | {"method": method}}
+            attacked.append(model | {"command": {"part": None}, "eps": {"0.1": of_eps}})
+    columns, first, second, difference = rows(results.stronger(frame(attacked)))
     shown = ["worst, on these", "by the weaker attacks", "on the others"]
-    assert columns == ["", "clean", "worst", *shown]
-    assert first[0] == "plain" and second == [
-        "soft",
-        *(f"{v:.1f} ± 0.0" for v in (100, 87.5, 75, 75, 100)),
-    ]
+    assert columns == ["", "clean", "worst", *shown] and first[0] == "plain"
+    assert second == ["soft", *(f"{v:.1f} ± 0.0" for v in (100, 87.5, 75, 75, 100))]
     assert [cell.split()[0] for cell in difference[2:]] == ["+25.0", "+50.0", "+25.0", "+0.0"]
 
 
 def test_the_plane_and_the_fronts_put_each_run_in_its_place():
     def run(method, worst, **settings):
-        of = result(method, 0, {"clean": "1100", "worst": worst})
-        return of | {"settings": of["settings"] | {"lr": 0.1} | settings}
+        plain = result(method, 0, {"clean": "1100", "worst": worst})
+        return plain | {"settings": plain["settings"] | {"lr": 0.1} | settings}
 
-    runs = frame(
-        [
-            run("soe --sigma 0.3", "1000", sigma=0.3),
-            run("soft-synergy", "1110", sigma=1.0, temperature=1.0, clean_weight=1.0),
-            run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0, lr=0.3),
-            run("plain-together", "0000"),
-            run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
-        ]
-    )
-    plane = figures.sigma_and_T(runs, {"d": 0.1})
-    worst = dict(zip(zip(plane["sigma"], plane["T"]), plane["worst"]))
-    infinity = (math.inf, math.inf)
+    runs = [
+        run("soe --sigma 0.3", "1000", sigma=0.3),
+        run("soft-synergy", "1110", sigma=1.0, temperature=1.0, clean_weight=1.0),
+        run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0, lr=0.3),
+        run("plain-together", "0000"),
+        run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
+    ]
+    plane = figures.sigma_and_T(frame(runs), {"d": 0.1})
+    worst, infinity = plane.set_index(["sigma", "T"])["worst"].to_dict(), (math.inf, math.inf)
     assert worst == {(0.3, 0.0): 25.0, (1.0, 1.0): 75.0, infinity: 0.0}
-    fronts = figures.fronts(runs)
-    together = fronts[fronts["line"] == "plain-together"]
-    assert together["W"].tolist() == [1, 0.5] and fronts["line"].nunique() == 4
-    assert together["worst"].tolist() == [0.0, 50.0]
+    fronts = figures.fronts(frame(runs))
+    together = fronts.query("line == 'plain-together'").set_index("W")["worst"].to_dict()
+    assert together == {1: 0.0, 0.5: 50.0} and fronts["line"].nunique() == 4
 
 
 def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path, refused):
