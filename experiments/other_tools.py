@@ -22,7 +22,7 @@ import data
 import infer
 from attacks import pgd, square
 from experiments.autopgd import apgd
-from experiments.evaluate import DECIDE, attacks_at, report
+from experiments.evaluate import DECIDE, attacks_at, measure
 from models import Collaboration, ResNet, ask_experts
 from support import checkpoints, files, options
 from support.printing import percent
@@ -140,7 +140,7 @@ def run(args: Namespace) -> None:
     settings = checkpoints.load(args.checkpoint)["settings"]
     dataset = data.load_as_trained(settings, args.data)
     x, y = dataset.test_images("cpu", dataset.choose_test_images(args.images))
-    ours = report(model, x, y, attacks_at(DECIDE, model, eps))["correct"]["worst"]
+    ours = measure(model, x, y, attacks_at(DECIDE, model, eps))["correct"]["worst"]
     left = torch.tensor([letter == "1" for letter in ours])
     print(f"our worst leaves {percent(left):.1f} %")
     how = {"max_iter": 100, "batch_size": 250}

@@ -153,6 +153,6 @@ def test_what_makes_no_sense_is_refused_in_one_line(argv, message, whole, refuse
 
 
 def test_where_it_cannot_write_is_said_before_any_attack(whole, monkeypatch, refused):
-    monkeypatch.setattr(evaluate, "report", interrupt)
+    monkeypatch.setattr(evaluate, "measure", interrupt)
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "cannot be written to" in refused(evaluate, whole)

@@ -92,7 +92,7 @@ def test_a_transfer_set_has_30_variants_inside_the_ball(images):
 
 def test_an_image_counts_only_if_every_variant_is_correct(images):
     model, x, y, variants = images
-    cells = evaluate.report(model, x, y, {}, variants)["table"]["collaboration"]
+    cells = evaluate.measure(model, x, y, {}, variants)["table"]["collaboration"]
     for column, made in variants.items():
         correct = torch.stack([model(of_one).argmax(1) == y for of_one in made])
         assert cells[column] == percent(correct.all(0))
@@ -127,8 +127,8 @@ def test_surrogates_are_used_again_if_they_are_what_they_should_be(small, refuse
         ("--transfer set.npz --eps 0.03", "made at eps 0.1"),
         ("--transfer set.npz --images 21", "has 20 images"),
         ("--transfer other.npz", "was made for elsewhere"),
-        ("--transfer twice.npz", "indices or variants are not those of test images"),
-        ("--transfer negative.npz", "indices or variants are not those of test images"),
+        ("--transfer twice.npz", "indices are not those of test images"),
+        ("--transfer negative.npz", "indices are not those of test images"),
         ("--transfer far.npz", "outside the ball, or are NaN"),
         ("--transfer nan.npz", "outside the ball, or are NaN"),
         ("--attack transfer3", "needs --transfer"),
