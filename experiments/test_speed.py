@@ -62,6 +62,7 @@ def after_steps(name, count=1, device="cpu", **changed):
 # ----------------------------------------------------------------------------- compiled networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["soe stage 1", "soe stage 2", "more"])
 def test_a_compiled_step_is_the_plain_step(name):
     """Inductor's own code; at depth 2, where it is quick to make."""
@@ -84,6 +85,7 @@ def quickly_compiled(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [True, False])
 def test_all_experts_share_three_graphs(quickly_compiled, monkeypatch, heads):
     """The attack's, in eval mode, and those that learn from B and from M B images."""
@@ -92,6 +94,7 @@ def test_all_experts_share_three_graphs(quickly_compiled, monkeypatch, heads):
     assert quickly_compiled["unique_graphs"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILABLE)
 def test_nothing_is_compiled_again_in_later_steps(quickly_compiled, name):
     """Neither in the fourth step nor after the end of an epoch, with its evaluation."""
@@ -108,6 +111,7 @@ def test_nothing_is_compiled_again_in_later_steps(quickly_compiled, name):
     assert quickly_compiled["unique_graphs"] == made
 
 
+@pytest.mark.slow
 def test_after_a_step_nothing_is_compiled_any_more(quickly_compiled):
     """Evaluation has its own shapes; and PyTorch's settings are as before."""
     limit = torch._dynamo.config.recompile_limit
@@ -120,6 +124,7 @@ def test_after_a_step_nothing_is_compiled_any_more(quickly_compiled):
     assert "forward" not in vars(model.experts[0])
 
 
+@pytest.mark.slow
 def test_dverge_is_not_compiled_in_its_second_stage(tmp_path):
     """Its hooks would not be seen; the first stage, of plain members, is."""
     flags = ["--epochs", "12", "--steps", "1", "--compile", "--out", str(tmp_path / "run")]
@@ -443,6 +448,7 @@ def test_predicted_units_are_those_that_a_step_costs(M, S):
     assert saved == (S * (M - 2) if M > 1 else 0)  # backward passes of all but who answers
 
 
+@pytest.mark.slow
 def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refused):
     small = {"n": 1, "batch_size": 4, "depth": 8, "steps": 1}
     monkeypatch.setitem(scaling.BASE, "cpu", small)
