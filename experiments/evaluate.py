@@ -74,8 +74,8 @@ def restarted(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, restarts: 
 def made_elsewhere(
     model: nn.Module, x: Tensor, y: Tensor, others: Sequence[nn.Module], attack: Attack
 ) -> Tensor:
-    """Each image's worst point of several runs of an attack, on each of the `others`; only then
-    does the model see them: x [B, C, H, W], y [B] -> x_adv."""
+    """Each image's worst point of those that the attack finds on the `others`, without asking the
+    model: x [B, C, H, W], y [B] -> x_adv."""
     return worst_of(model, x, y, (attack(other, x, y) for other in others))
 
 

@@ -7,6 +7,7 @@ import json
 from argparse import Namespace
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -76,9 +77,8 @@ def test_a_compiled_step_is_the_plain_step(name):
 @pytest.fixture
 def quickly_compiled(monkeypatch):
     """Traced as for torch.compile, but no code is made; the counters start at 0."""
-    fast = speed.compiled
-    how = {"backend": "aot_eager", "options": None}
-    monkeypatch.setattr(speed, "compiled", lambda step, model: fast(step, model, **how))
+    tracing = partial(speed.compiled, backend="aot_eager", options=None)
+    monkeypatch.setattr(speed, "compiled", tracing)
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     yield torch._dynamo.utils.counters["stats"]
@@ -154,7 +154,8 @@ def test_no_loss_makes_the_host_wait(name):
 @pytest.fixture
 def stand_ins(monkeypatch):
     """For CUDA's graphs and streams: a replay takes the captured step again, into the tensors that
-    the capture made. Returns {"captures": how many, "streams": what they waited for}."""
+    the capture made. Returns {"captures": how many, "waits": of which stream for which, "now": the
+    current stream, "replayed": speed.replayed with these graphs}."""
     seen = {"captures": 0, "waits": [], "now": "main"}
 
     class Stream:
@@ -192,8 +193,6 @@ def stand_ins(monkeypatch):
             buffer.copy_(old)  # a capture computes nothing
         seen["recording"] = False
 
-    graphs = speed.replayed
-
     def replayed(step, model, drawn):
         seen["model"] = model
 
@@ -202,23 +201,17 @@ def stand_ins(monkeypatch):
             loss = step(x, y)
             if seen.get("recording"):
                 grads = [p.grad for p in model.parameters()]
-                captured = (x, y, step, loss, grads, list(model.parameters()))
-                seen["graph"].captured = captured
+                seen["graph"].captured = x, y, step, loss, grads, list(model.parameters())
                 torch.set_rng_state(random)
             return loss
 
-        return graphs(recorded, model, drawn)
+        return speed.replayed(recorded, model, drawn)
 
-    for name, stand_in in {
-        "CUDAGraph": Graph,
-        "graph": capturing,
-        "Stream": Stream,
-        "stream": on,
-        "current_stream": lambda: Stream.__new__(Stream),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
     Stream.name = "main"
-    monkeypatch.setattr(speed, "replayed", replayed)
+    current_stream = lambda: Stream.__new__(Stream)  # noqa: E731
+    cuda = {"CUDAGraph": Graph, "graph": capturing, "Stream": Stream, "stream": on}
+    for name, stand_in in (cuda | {"current_stream": current_stream}).items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
     seen["replayed"] = replayed
     return seen
 
@@ -313,8 +306,8 @@ def test_compile_and_graph_are_two_switches(monkeypatch):
     for compile_, graph, compilable in [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)]:
         settings = Namespace(compile=bool(compile_), graph=bool(graph))
         speed.accelerate("a step", model, settings, bool(compilable))
-    both, graph, compiled = "compiled, as a graph", "as a graph", "compiled"
-    assert used == [f"a step, {how}" for how in (both, graph, compiled, graph)]
+    graph = "a step, as a graph"
+    assert used == ["a step, compiled, as a graph", graph, "a step, compiled", graph]
 
 
 def test_experts_on_streams_wait_for_what_was_before_and_are_waited_for(stand_ins):
@@ -323,10 +316,12 @@ def test_experts_on_streams_wait_for_what_was_before_and_are_waited_for(stand_in
     stand_ins["waits"].clear()
     with beside():
         assert {stand_ins["now"] for _ in model.experts} == {"main"}  # a plain loop
-        found = [(stand_ins["now"], expert) for expert in model.experts.side_by_side()]
+        names, experts = [], []
+        for expert in model.experts.side_by_side():
+            names.append(stand_ins["now"])
+            experts.append(expert)
         assert list(model.state_dict()) == list(a_model("plain", depth=2)[0].state_dict())
-    assert [expert for _, expert in found] == list(before) and model.experts is before
-    names = [name for name, _ in found]
+    assert experts == list(before) and model.experts is before
     assert len(set(names)) == 3 and "main" not in names and stand_ins["now"] == "main"
     forks, joins = [(n, "main") for n in names], [("main", n) for n in names]
     assert stand_ins["waits"] == forks + joins
@@ -374,7 +369,7 @@ def test_a_replayed_cuda_graph_is_the_plain_step(name, streams, monkeypatch):
     torch.testing.assert_close(fast, plainly, rtol=1e-3, atol=1e-4)
 
 
-# ---------------------------------------------------------------------- devices, times, scaling
+# -------------------------------------------------------------------------- devices, precision
 
 
 def test_float32_is_float32_on_a_gpu_too():
@@ -393,7 +388,7 @@ def test_precision_is_what_the_gpu_multiplies(capability, precision, why, monkey
     assert options.why_precision(CUDA, other) == "as asked"
 
 
-# -------------------------------------------------------- a gathered forward
+# -------------------------------------------------------------------------- a gathered forward
 
 
 def test_running_the_answering_expert_alone_changes_nothing():
@@ -415,9 +410,8 @@ def test_running_the_answering_expert_alone_changes_nothing():
     assert sum(batches.values()) == 3 * 24 + 24  # who answers, then the answers
     b = model.combine(*model.all_experts(dense))
     torch.testing.assert_close(a, b)
-    (grad_a,), (grad_b,) = (
-        torch.autograd.grad(z.square().sum(), of) for z, of in ((a, alone), (b, dense))
-    )
+    (grad_a,) = torch.autograd.grad(a.square().sum(), alone)
+    (grad_b,) = torch.autograd.grad(b.square().sum(), dense)
     torch.testing.assert_close(grad_a, grad_b)
 
 
@@ -432,7 +426,7 @@ def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
     assert torch.equal(speed.gathered(model)(x), model(x))
 
 
-# -------------------------------------------------------- times
+# ----------------------------------------------------------------------------- times, scaling
 
 
 def test_a_time_is_said_as_one_would_say_it():
@@ -467,9 +461,9 @@ def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refuse
 @pytest.fixture
 def small_steps(monkeypatch):
     """bench_step at a size of moments."""
-    at_full_size, small = bench_step.settings_of, TOY | {"batch_size": 16}
+    settings_of, small = bench_step.settings_of, TOY | {"batch_size": 16}
     monkeypatch.setattr(
-        bench_step, "settings_of", lambda method, **how: at_full_size(method, **small | how)
+        bench_step, "settings_of", lambda method, **more: settings_of(method, **small | more)
     )
     monkeypatch.setattr(METHODS["dverge"].losses[1], "layer", 1)  # which bench_step sets
 
