@@ -71,6 +71,7 @@ def plain_pgd(predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, s: Sett
 
 
 def plain_step(stage: int, s: Settings, device: torch.device) -> Step:
+    """SoE's step of a stage, of a model of its own."""
     model = build(vars(s)).to(device)
     targets = [expert.logits for expert in model.experts] if stage == 1 else [model]
     optimizer = sgd(model)
@@ -92,6 +93,7 @@ def plain_step(stage: int, s: Settings, device: torch.device) -> Step:
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of every step here."""
     return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
 
 
@@ -122,7 +124,7 @@ def our_step(
 
 
 def seconds(step: Step, x: Tensor, y: Tensor) -> float:
-    """Of one step."""
+    """The seconds of one step."""
     begun = time.perf_counter()
     step(x, y)
     if not x.is_cpu:
@@ -145,6 +147,7 @@ def medians(steps: dict[str, dict[int, Step]], x: Tensor, y: Tensor, repeats: in
 
 
 def plain_steps(s: Settings, device: torch.device) -> dict[int, Step]:
+    """{stage: SoE's step, written plainly}."""
     return {stage: plain_step(stage, s, device) for stage in (1, 2)}
 
 
@@ -159,6 +162,7 @@ def our_steps(method: Method, settings: Settings, device: torch.device) -> dict[
 
 
 def times_of_methods(s: Settings, x: Tensor, y: Tensor, repeats: int) -> Times:
+    """SoE at these settings, our way and the plain way, and its rivals."""
     METHODS["dverge"].losses[1].layer = s.depth // 2  # its cost is the mean of all layers'
     steps = {"soe": our_steps(METHODS["soe"], s, x.device), "plain way": plain_steps(s, x.device)}
     for name in RIVALS:
@@ -181,7 +185,7 @@ def speed_ups(device: torch.device) -> dict[str, tuple[str, ...]]:
 
 
 def ablation(s: Settings, x: Tensor, y: Tensor, repeats: int) -> Times:
-    """SoE's step, the plain way and then with one of `speed_ups` more each time."""
+    """SoE's step the plain way, then our way with one of `speed_ups` more each time."""
     times, switched_on = medians({"the plain way": plain_steps(s, x.device)}, x, y, repeats), set()
     first = f"input gradients alone, channels-last, {s.precision}"
     for name, switches in ({first: ()} | speed_ups(x.device)).items():
@@ -193,6 +197,7 @@ def ablation(s: Settings, x: Tensor, y: Tensor, repeats: int) -> Times:
 
 
 def print_times(times: Times) -> None:
+    """Prints a row for each name, with its mean beside that of the first row."""
     first = statistics.mean(next(iter(times.values())).values())
     print(f"{'':50}{'stage 1':>10}{'stage 2':>10}{'mean / the first':>18}")
     for name, stages in times.items():

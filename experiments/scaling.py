@@ -63,7 +63,7 @@ def peak_gib(device: torch.device) -> float:
 
 
 def measure(point: dict, device_name: str, repeats: int) -> dict[str, float]:
-    """{"stage 1" and "stage 2": seconds, "memory": GiB} of one point, in this process."""
+    """{"stage 1" and "stage 2": seconds, "memory": GiB} of one point, measured in this process."""
     device, soe = torch.device(device_name), METHODS["soe"]
     settings = bench_step.settings_of(soe, **point, precision=options.best_precision(device))
     steps = {"soe": bench_step.our_steps(soe, settings, device)}
