@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     choice = f"of {', '.join(names)} (default: {' '.join(DECIDE)})"
     add("--attack", nargs="+", choices=names, metavar="NAME", default=DECIDE, help=choice)
     add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
-    mixture = "all experts answer, weighted by softmax(score / T)"
+    mixture = "all answer, weighted by softmax(score / T) (default: the most confident one answers)"
     add("--temperature", metavar="T", type=options.positive, help=mixture)
     add("--images", type=count, help="at most so many test images, a fixed choice (default: 1000)")
     add("--steps", type=count, default=100, help="steps of AutoPGD, also in the adaptive attack")
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=options.seed, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
-    others = "also the images that AutoPGD finds against these models"
+    others = "also the images that AutoPGD finds against these models (default: none)"
     add("--others", metavar="RUN", nargs="+", default=[], help=others)
     add("--data", help="the data set, where its file has moved")
     add("--out", metavar="FILE", help="the .json file (default: attacks.json in the run's folder)")
