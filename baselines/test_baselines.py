@@ -416,6 +416,7 @@ def test_attacks_leave_batch_norm_alone(module, loss, learned):
         assert expert.backbone[1].num_batches_tracked == learned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_method_is_trained_saved_loaded_and_attacked(way, tmp_path, capsys, refused):
     (module, flags), out = WAYS[way], str(tmp_path / "run")
@@ -446,6 +447,7 @@ def test_infer_gives_the_answer_of_the_vote_not_of_the_first_member(capsys):
     assert "  expert 1: 3\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [adp, dverge, more])
 def test_a_baseline_resumes_bit_for_bit(module, tmp_path, monkeypatch):
     """Adam's moments, DVERGE's layer and the gate come back too."""

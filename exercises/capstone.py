@@ -40,7 +40,7 @@ from baselines.models import build
 from exercises import HERE
 from exercises.check import end_group, start_child
 from exercises.child import own_module
-from experiments.evaluate import DECIDE, attacks_at, doubts, report
+from experiments.evaluate import DECIDE, attacks_at, doubts, measure
 from experiments.intervals import paired_difference
 from support import checkpoints, files, options
 from support.printing import percent
@@ -151,13 +151,13 @@ def other_entries(entry: Path) -> dict[str, list[nn.Module]]:
 
 
 def attacked(model: nn.Module, others: list[nn.Module], x: Tensor, y: Tensor) -> dict:
-    """`evaluate.report` of an entry's model on test images, also on those that PGD makes against
+    """`evaluate.measure` of an entry's model on test images, also on those that PGD makes against
     the others' models, and `evaluate.doubts`: x [N, C, H, W], y [N]."""
     transfer = {}
     if others:
         images = [attacks_at(["pgd"], other, EPS)["pgd"](other, x, y) for other in others]
         transfer["transfer"] = torch.stack(images)
-    found = report(model, x, y, attacks_at(DECIDE, model, EPS, 20, 1000), transfer)
+    found = measure(model, x, y, attacks_at(DECIDE, model, EPS, 20, 1000), transfer)
     return found | {"doubts": doubts(model, x, y, found["table"][model.row])}
 
 

@@ -52,6 +52,7 @@ def test_asking_without_a_gradient_is_free():
     assert len(trained(loss, 3 * 128 * 7)) == 7
 
 
+@pytest.mark.slow
 def test_the_judge_loads_nothing_but_finite_weights_of_our_networks(tmp_path, refused, small):
     bad = {
         "left no weights": "COMBINE = 'vote'\ndef loss(*a):\n    raise ValueError('mine')\n",
@@ -72,6 +73,7 @@ def test_what_is_no_python_is_one_line(tmp_path, refused):
     assert [path.name for path in tmp_path.iterdir()] == ["cut.py"]
 
 
+@pytest.mark.slow
 def test_an_entry_is_trained_attacked_and_ranked(tmp_path, small, capsys, refused):
     (tmp_path / "mine.py").write_text((ENTRIES / "together.py").read_text())
     capstone.main([str(tmp_path / "mine.py")])
@@ -112,6 +114,7 @@ def test_every_entry_is_attacked_by_all_the_others_and_by_itself_not():
         assert set(result["others"]) == others.keys()
 
 
+@pytest.mark.slow
 def test_what_one_entry_s_images_take_counts_in_another_s_worst_case(monkeypatch):
     monkeypatch.setattr(capstone, "DECIDE", ("pgd", "cw"))
     mine, *_ = capstone.other_entries(ENTRIES / "soe.py")["example_masked"]

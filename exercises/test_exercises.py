@@ -70,6 +70,7 @@ def checked(tmp_path, number, content):
 # ----------------------------------------------------------------------------- right and wrong ones
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", FILES)
 def test_the_project_s_own_functions_get_all_points(number, tmp_path, capsys):
     assert checked(tmp_path, number, solution(number)) == points(load(number))
@@ -229,6 +230,7 @@ def test_a_missing_file_gets_nothing_and_says_how_to_begin(tmp_path, capsys):
     assert "python -m exercises.start 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOSTILE)
 def test_hostile_files_get_nothing_and_leave_a_valid_results_json(how, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "SECONDS", 6)
@@ -238,6 +240,7 @@ def test_hostile_files_get_nothing_and_leave_a_valid_results_json(how, tmp_path,
     assert found["score"] == 0 == sum(test["score"] for test in found["tests"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_what_a_student_s_file_starts_ends_with_it(tmp_path):
     forever = (
@@ -257,6 +260,7 @@ def test_what_a_student_s_file_starts_ends_with_it(tmp_path):
 # ------------------------------------------------------------------------------ what a student sees
 
 
+@pytest.mark.slow
 def test_a_student_sees_the_own_line_the_print_and_the_counterexample(tmp_path, capsys):
     content = solution(3).replace(
         "clamp(max=kappa)",
@@ -274,12 +278,14 @@ def test_a_student_sees_the_own_line_the_print_and_the_counterexample(tmp_path, 
     assert "exercises/child.py" not in out and "site-packages" not in out
 
 
+@pytest.mark.slow
 def test_answers_of_another_shape_are_not_drawn_and_no_crash(tmp_path):
     turned = solution(4).replace("-losses / sigma, 0)", "-losses / sigma, 0).T")
     assert checked(tmp_path, 4, turned) == 9
     assert (tmp_path / "ex04.png").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_mistake_is_kept(tmp_path, capsys):
     assert 0 < checked(tmp_path, 4, solution(4).replace("-sigma *", "-2.5 *")) < 10
     (kept,) = (tmp_path / "unexplained").iterdir()
@@ -288,6 +294,7 @@ def test_an_unknown_mistake_is_kept(tmp_path, capsys):
     assert kept.name.startswith("ex04-")
 
 
+@pytest.mark.slow
 def test_a_known_mistake_is_named_while_the_rest_is_not_written(tmp_path, capsys):
     checked(tmp_path, 4, "import torch\ndef best_expert_loss(l, s):\n    return l.min(0).values\n"
             "def expert_weights(l, s):\n    raise NotImplementedError\n"
@@ -308,6 +315,7 @@ def test_what_is_no_exercise_is_one_line(script, tmp_path, refused):
         assert "no exercise" in refused(script, number, "--work", tmp_path)
 
 
+@pytest.mark.slow
 def test_only_the_exercise_s_own_functions_are_the_student_s(tmp_path):
     """A wrong best_expert_loss beside a right stage1_loss spoils nothing."""
     content = solution(7) + "\n\ndef sample_loss(*args):\n    return 1 / 0\n"
@@ -357,6 +365,7 @@ def test_earlier_solutions_are_in_a_handout(handouts):
         assert body(handouts[6], name) == body(ROOT, name) != body(handouts[1], name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1, 6])
 def test_a_unit_passes_alone_in_its_handout(unit, handouts, tmp_path):
     content = solution(unit).replace(f"from exercises.{FILES[unit].stem} import *", "")
@@ -367,6 +376,7 @@ def test_a_unit_passes_alone_in_its_handout(unit, handouts, tmp_path):
     assert f"{total} of {total} points" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_later_unit_lacks_in_an_earlier_one_s_handout_is_said(handouts, tmp_path):
     (tmp_path / "ex07.py").write_text(
         solution(7).replace("from exercises.ex07_stage1 import *", "")
@@ -407,6 +417,7 @@ def test_the_table_of_the_readme_is_that_of_the_exercises():
         assert "In words" in load(number).__doc__ and f"\n{number}. **" in questions
 
 
+@pytest.mark.slow
 def test_what_the_readme_shows_is_what_a_check_says(tmp_path, capsys):
     content = "def best_expert_loss(losses, sigma):\n    return losses.min(0).values\n"
     for name in ("expert_weights(losses, sigma)", "cases_of_equality(M)"):

@@ -10,7 +10,6 @@ Parameter-free Attacks*, ICML 2020. As in attacks.py the model is any callable f
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,21 +39,20 @@ def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def apgd(
-    model: Callable[[Tensor], Any],
+    model: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
     eps: float,
     steps: int,
     loss: Loss = cross_entropy,
     random_start: bool = True,
-    decide: Callable[[Any], Tensor] = lambda logits: logits,
 ) -> Tensor:
     """AutoPGD, their Algorithm 1: no step size to choose.
 
-    The step starts at 2 eps; at checkpoints it is halved for each image whose loss rose in fewer
-    than 3/4 of the steps since the last one, or whose best loss and step have not changed since,
-    and the search continues from its best point. `loss` and `decide` are as in `pgd`.
-    x [B, C, H, W], y [B] -> each image's worst point.
+    The step starts at 2 eps. A checkpoint halves it, and restarts from the best point, for each
+    image whose loss rose in fewer than 3/4 of the steps since the last checkpoint, or whose best
+    loss and step have not changed since.
+    x [B, C, H, W], y [B] -> each image's worst point, which maximises `loss` as in `pgd`.
     Raises ValueError for eps not positive or steps below 1.
     """
     check_positive(eps=eps, steps=steps)
@@ -62,12 +60,12 @@ def apgd(
     project, worst = ball(x, eps), Worst(x, y)
 
     def ask(z: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss [B] and gradient at z; z is remembered where it is the worst so far."""
+        """Loss [B] and gradient at z; `worst` learns of z."""
         z = z.detach().requires_grad_()
-        output = model(z)
-        values = loss(output, y)
+        logits = model(z)
+        values = loss(logits, y)
         (grad,) = torch.autograd.grad(values.sum(), z)
-        worst.update(z.detach(), decide(output).detach(), values.detach())
+        worst.update(z.detach(), logits.detach(), values.detach())
         return values.detach(), grad
 
     def where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -119,21 +117,24 @@ def auto_pgd(
     targets: int = 9,
 ) -> Tensor:
     """AutoPGD with cross-entropy, then with targeted DLR (CW where there are fewer than 4 classes)
-    towards each of the `targets` likeliest wrong classes, each on the images still correct then.
+    towards each of the `targets` likeliest wrong classes; each run takes the images still correct.
 
     x [B, C, H, W], y [B] -> each image's worst point. Raises ValueError as `apgd`.
     """
     ask, x_adv = torch.no_grad()(model), x.detach().clone()
-    logits = ask(x)
+    logits = ask(x)  # [B, K]
     K = logits.shape[1]
     wrong = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)  # [B, K]
-    for rank in (None, *range(min(targets, K - 1) if K >= 4 else 1)):
+    for run in range(1 + (min(targets, K - 1) if K >= 4 else 1)):
         left = logits.argmax(1) == y  # [B]
         if not left.any():
             break
-        loss: Loss = cross_entropy if rank is None else cw_loss
-        if rank is not None and K >= 4:
-            loss = partial(targeted_dlr_loss, target=wrong[left, rank])
+        if run == 0:
+            loss = cross_entropy
+        elif K >= 4:
+            loss = partial(targeted_dlr_loss, target=wrong[left, run - 1])
+        else:
+            loss = cw_loss
         before, labels = x_adv[left], y[left]
         after = apgd(model, x[left], labels, eps, steps, loss)
         x_adv[left] = worst_of(model, before, labels, [before, after])
@@ -142,8 +143,8 @@ def auto_pgd(
 
 
 def adaptive_auto_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    """On the answer, by AutoPGD with cross-entropy and towards the likeliest wrong class; on the
-    answer's margin and on who answers, by `far_and_near` from two random starts. 6 + 2 M runs.
+    """AutoPGD on the answer, with cross-entropy and towards the likeliest wrong class; then, twice,
+    `far_and_near` on the answer's margin and on who answers. 6 + 2 M runs.
 
     x [B, C, H, W], y [B] -> each image's worst point. Raises ValueError as `apgd`.
     """

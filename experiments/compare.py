@@ -33,7 +33,7 @@ import data
 import infer
 from baselines.methods import Method
 from experiments import figures, records, soft_synergy, train_or_resume
-from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, report
+from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure
 from experiments.results import comparison
 from models import ResNet
 from support import checkpoints, files, options
@@ -117,7 +117,7 @@ def evaluate(
     x, y = dataset.test_images(args.device, dataset.choose_test_images(args.images))
     eps = settings["eps"]
     how = attacks_at(args.attack, model, eps, args.steps, args.queries) if eps else {}
-    result = report(model, x, y, how)
+    result = measure(model, x, y, how)
     stages = units_of_a_batch(method, settings["n"], settings["steps"], eps=eps)
     units = sum(stages[stage] * epochs for stage, epochs in settings["stage_epochs"].items())
     return {

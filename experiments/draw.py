@@ -1,8 +1,8 @@
-"""A page to draw a digit on, see what each expert says of it, and watch attacks change the answer.
+"""A page to draw a digit on, to see what each expert says of it and how an attack changes that.
 
     python -m experiments.draw RUN    # then open http://127.0.0.1:8000 in a browser; Ctrl-C ends it
 
-The page is served to this machine alone. It takes a model of grey images, as the digits are.
+The page is served to this machine alone. The model must be one of grey images, as the digits are.
 """
 
 import json
@@ -24,14 +24,14 @@ PAGE = Path(__file__).with_suffix(".html")
 
 
 def says(model: nn.Module, x: Tensor, classes: list[str]) -> dict:
-    """What each expert says of one image [1, C, H, W], which of them answers, and the answer."""
+    """What each expert says of one image [1, C, H, W], which expert answers, and the answer."""
     logits, score = ask_experts(model, x)  # [M, 1, K], [M, 1]
-    alone = model.row == "collaboration"
-    labels, confidence = logits.argmax(-1)[:, 0].tolist(), score.sigmoid()[:, 0].tolist()
+    alone = model.row == "collaboration"  # one expert answers, and its confidence counts
+    labels, confidences = logits.argmax(-1)[:, 0].tolist(), score.sigmoid()[:, 0].tolist()
     return {
         "experts": [
-            {"label": classes[k], "confidence": g if alone else None}
-            for k, g in zip(labels, confidence)
+            {"label": classes[k], "confidence": confidence if alone else None}
+            for k, confidence in zip(labels, confidences)
         ],
         "answers": int(score.argmax(0)) if alone else None,
         "label": classes[int(model.combine(logits, score).argmax(1))],
@@ -39,7 +39,7 @@ def says(model: nn.Module, x: Tensor, classes: list[str]) -> dict:
 
 
 def ask(model: nn.Module, settings: dict, request: dict) -> dict:
-    """{"clean" and "attacked": what `says` returns; the attacked one's pixels}. The attack leads
+    """{"clean" and "attacked": what `says` returns, the latter with its pixels}. The attack leads
     away from the clean answer. Raises KeyError, TypeError or ValueError for a wrong request."""
     x = torch.tensor(request["pixels"], dtype=torch.float).clamp(0, 1)
     x = x.view(1, *settings["image_shape"]).to(next(model.parameters()).device)
@@ -64,9 +64,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/":
             self.send_error(404)
             return
-        known = ["pgd", "adaptive"] if routes(self.model) else ["pgd"]
+        attacks = ["pgd", "adaptive"] if routes(self.model) else ["pgd"]
         page = PAGE.read_text().replace("SHAPE", json.dumps(self.settings["image_shape"]))
-        self.reply(page.replace("of ATTACKS", f"of {json.dumps(known)}"), "text/html")
+        self.reply(page.replace("of ATTACKS", f"of {json.dumps(attacks)}"), "text/html")
 
     def do_POST(self) -> None:
         try:
@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *args) -> None:
-        """Nothing: the page shows all there is."""
+        """Prints nothing, where the base class prints each request."""
 
 
 def server(run: str, port: int, device_name: str | None) -> ThreadingHTTPServer:
@@ -104,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.draw")
     add = parser.add_argument
     add("checkpoint", metavar="RUN", help="a run's folder, or its model.pt")
-    add("--port", type=options.count, default=8000, help="of the page's address")
+    port = partial(options.count, most=65535)
+    add("--port", type=port, default=8000, help="of the page's address")
     options.add_device(parser)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
@@ -113,8 +114,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: Namespace) -> None:
     """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    if args.port > 65535:
-        raise ValueError(f"--port is {args.port}: it must be at most 65535")
     with server(args.checkpoint, args.port, args.device) as serving:
         print(f"Open http://127.0.0.1:{args.port} in a browser; Ctrl-C ends it.", flush=True)
         serving.serve_forever()

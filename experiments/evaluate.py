@@ -1,4 +1,4 @@
-"""The one evaluation behind every table: a trained model under the attacks that decide.
+"""The full evaluation behind every table: a trained model under the attacks that decide.
 
     python -m experiments.evaluate RUN --eps 0.1
     python -m experiments.evaluate RUN --eps 0.1 --part vote    # or 1, 2 .. for one expert
@@ -6,12 +6,12 @@
     python -m experiments.evaluate RUN --attack transfer3 transfer30 --transfer transfer.npz
     python -m experiments.evaluate RUN --others RUN2 RUN3       # images made against those, too
 
-By default PGD (20 steps), AutoPGD (cross-entropy and 9 targets), Square, and the adaptive attack,
-which misleads the router. `worst` counts an image only if it is correct under all of them; which
-attack took how many images is said below the table, and what a referee would doubt.
+The attacks are PGD (20 steps), AutoPGD (cross-entropy and 9 targets), Square, and the adaptive
+attack, which misleads the router. `worst` counts an image as correct only under all of them. Below
+the table stand how many images each attack took, and what a referee would doubt.
 
-It prints a table for each eps and writes them, with every setting, to RUN/attacks.json
-(attacks-2.json .. where that is taken); with several eps also a picture of accuracy against eps.
+The tables, one for each eps, are printed and written, with every setting, to RUN/attacks.json
+(attacks-2.json .. where that is taken). Several eps also make a picture of accuracy against eps.
 """
 
 import json
@@ -52,9 +52,9 @@ def attacks_at(
 ) -> dict[str, Attack]:
     """{name: fn(model, x, y) -> x_adv, each image's worst point} for these names of ATTACKS.
 
-    `steps` are AutoPGD's, which `adaptive` is made of too; all other gradient attacks have 20, of
-    pgd and cw the worst of `restarts`. `rescale` is Square's. `adaptive` is left out where no score
-    counts: there it is AutoPGD once more. Raises KeyError for another name.
+    `steps` are AutoPGD's, also inside `adaptive`; all other gradient attacks have 20. `restarts`
+    are those of pgd and cw, `rescale` is Square's. `adaptive` is left out where no score counts:
+    there it would be AutoPGD once more. Raises KeyError for another name.
     """
     known = attacks.attacks_at(eps, queries=queries)
     known["square"] = partial(known["square"], rescale=rescale)
@@ -74,8 +74,8 @@ def restarted(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, restarts: 
 def made_elsewhere(
     model: nn.Module, x: Tensor, y: Tensor, others: Sequence[nn.Module], attack: Attack
 ) -> Tensor:
-    """Each image's worst point of those that the attack finds against other models, the model being
-    unknown to it: x [B, C, H, W], y [B] -> x_adv."""
+    """Each image's worst point of those that the attack finds on the `others`, without asking the
+    model: x [B, C, H, W], y [B] -> x_adv."""
     return worst_of(model, x, y, (attack(other, x, y) for other in others))
 
 
@@ -87,9 +87,10 @@ def correct_on_transferred(
     correct = {}
     for column, variants in transfer.items():
         for images in variants:
-            for row, of_row in infer.correct_by_row(model, *ask_experts(model, images), y).items():
+            rows = infer.correct_by_row(model, *ask_experts(model, images), y)
+            for row, in_variant in rows.items():
                 cells = correct.setdefault(row, {})
-                cells[column] = of_row & cells.get(column, True)
+                cells[column] = in_variant & cells.get(column, True)
     return correct
 
 
@@ -98,7 +99,7 @@ def bits(correct: Tensor) -> str:
     return "".join(map(str, correct.int().tolist()))
 
 
-def report(
+def measure(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -109,13 +110,12 @@ def report(
     """{"table": {row: {column: percent}}, "deviation": likewise, "specialisation": {column: ..},
     "decided": .., "correct": {column: "0110.."}, "clean": {row: "0110.."}}.
 
-    Rows and columns are those of `infer.evaluate`, the attacks being repeated from each seed: the
-    table holds the means and `deviation`, with several seeds, the standard deviations; `worst`
-    counts the images that the model has correct in all columns from all seeds; `specialisation` is
-    the last seed's. `transfer` adds columns of ready-made images [V, N, C, H, W]; an image is
-    correct where all its variants are. `decided` is what `who_decided` returns, `correct` tells of
-    each image whether the model has it correct from all seeds, and `clean` whether each row has,
-    for paired comparisons.
+    Rows and columns are those of `infer.evaluate`; `transfer` adds columns of ready-made images
+    [V, N, C, H, W]. The attacks are repeated from each seed: the table holds means, `deviation`
+    standard deviations where there are several seeds, `specialisation` the last seed's. An image
+    counts as correct for `worst` in all columns from all seeds. `decided` is what `who_decided`
+    returns. `correct` says which images the model has correct from all seeds, and `clean` which
+    ones each row has, for paired comparisons.
     """
     transfer, runs = transfer or {}, []
     transferred = correct_on_transferred(model.eval(), y, transfer)
@@ -124,25 +124,25 @@ def report(
         correct, division = infer.judge(model, x, y, attacks)
         runs.append({row: cells | transferred.get(row, {}) for row, cells in correct.items()})
     table, deviation, always = {}, {}, {}
-    for row in runs[0]:
-        columns = [c for c in ("clean", *attacks, *transfer, "own") if c in runs[0][row]]
-        cells = {column: [run[row][column] for run in runs] for column in columns}
-        percents = {column: list(map(percent, found)) for column, found in cells.items()}
-        table[row] = {column: statistics.mean(values) for column, values in percents.items()}
+    for row, cells in runs[0].items():
+        columns = [c for c in ("clean", *attacks, *transfer, "own") if c in cells]
+        percents = {c: [percent(run[row][c]) for run in runs] for c in columns}
+        table[row] = {c: statistics.mean(values) for c, values in percents.items()}
         if len(runs) > 1:
             deviation[row] = {c: statistics.stdev(values) for c, values in percents.items()}
-        always[row] = {column: torch.stack(found).all(0) for column, found in cells.items()}
+        always[row] = {c: torch.stack([run[row][c] for run in runs]).all(0) for c in columns}
+    mine = always[model.row]
     if len(attacks) + len(transfer) > 1 or len(runs) > 1:
-        always[model.row]["worst"] = torch.stack(list(always[model.row].values())).all(0)
-        table[model.row]["worst"] = percent(always[model.row]["worst"])
-    mine = {column: of_mine for column, of_mine in always[model.row].items() if column != "own"}
+        mine["worst"] = torch.stack(list(mine.values())).all(0)
+        table[model.row]["worst"] = percent(mine["worst"])
+    mine.pop("own", None)  # a column of the table alone
     return {
         "table": table,
         "deviation": deviation,
         "specialisation": division,
         "decided": who_decided(mine),
-        "correct": {column: bits(found) for column, found in mine.items()},
-        "clean": {row: bits(columns["clean"]) for row, columns in always.items()},
+        "correct": {column: bits(correct) for column, correct in mine.items()},
+        "clean": {row: bits(cells["clean"]) for row, cells in always.items()},
     }
 
 
@@ -152,44 +152,42 @@ def report(
 def who_decided(correct: dict[str, Tensor]) -> dict[str, dict[str, int]]:
     """{attack: {"took": how many of the images that are correct clean it took, "alone": how many of
     them no other attack took}}; correct is {column: bool [N]}."""
-    taken = {
-        column: correct["clean"] & ~of_column
-        for column, of_column in correct.items()
-        if column not in ("clean", "worst")
-    }
-    by = torch.stack([*taken.values(), torch.zeros_like(correct["clean"])]).sum(0)
+    names = [name for name in correct if name not in ("clean", "worst")]
+    taken = {name: correct["clean"] & ~correct[name] for name in names}
+    takers = sum(images.int() for images in taken.values())  # how many attacks took each image, [N]
     return {
-        column: {"took": int(of_one.sum()), "alone": int((of_one & (by == 1)).sum())}
-        for column, of_one in taken.items()
+        name: {"took": int(images.sum()), "alone": int((images & (takers == 1)).sum())}
+        for name, images in taken.items()
     }
 
 
 def doubts(model: nn.Module, x: Tensor, y: Tensor, table: dict[str, float]) -> list[str]:
     """What a referee would doubt in a row of the table, {column: percent}: signs that gradients are
     masked, so that the attacks are too weak. x [N, C, H, W], y [N]."""
-    found = []
+    signs = []
     if {"pgd", "apgd"} <= set(table) and table["apgd"] > table["pgd"]:
-        found.append("AutoPGD takes fewer images than PGD, with more steps")
+        signs.append("AutoPGD takes fewer images than PGD, with more steps")
     gradients = [table[name] for name in table if name in ("pgd", "cw", "apgd", "adaptive")]
     if gradients and table.get("square", 100) < min(gradients):
-        found.append("Square, without gradients, takes more images than any gradient attack")
+        signs.append("Square, without gradients, takes more images than any gradient attack")
     transfer = [table[name] for name in table if name.startswith("transfer")]
     if gradients and transfer and min(transfer) < min(gradients):
-        found.append("images made against other networks take more than any gradient attack")
+        signs.append("images made against other networks take more than any gradient attack")
     x, y = x[:250], y[:250]
     z = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(cross_entropy(model(z), y).sum(), z)
     zero = percent((grad == 0).flatten(1).all(1))
     if zero > 1:
-        found.append(f"the gradient is exactly zero on {zero:.0f} % of the images")
+        signs.append(f"the gradient is exactly zero on {zero:.0f} % of the images")
     anywhere = pgd(model, x, y, eps=1, alpha=0.2, steps=20, random_start=True, keep_best=True)
     left = percent(model.combine(*ask_experts(model, anywhere)).argmax(1) == y)
     if left > 0:
-        found.append(f"PGD leaves {left:.1f} % correct at eps 1, where any image is allowed")
-    return found
+        signs.append(f"PGD leaves {left:.1f} % correct at eps 1, where any image is allowed")
+    return signs
 
 
 def print_referee(result: dict) -> None:
+    """Prints what `who_decided` and `doubts` have returned."""
     if result["decided"]:
         parts = [f"{name} {n['took']} ({n['alone']})" for name, n in result["decided"].items()]
         print(f"\nImages taken (by this attack alone): {', '.join(parts)}")
@@ -201,7 +199,7 @@ def print_referee(result: dict) -> None:
 
 
 def part_of(model: nn.Module, part: str | None, T: float | None = None) -> nn.Module:
-    """The model, its experts' vote, one expert alone, or all of them weighed by their scores at
+    """The model, its experts' vote, one expert alone, or all experts weighted by their scores at
     temperature T. Raises ValueError for another part, or where there are no E heads."""
     if T is not None:
         if part or not isinstance(model, Collaboration):
@@ -220,25 +218,24 @@ def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.evaluate")
     add, count = parser.add_argument, options.count
     add("checkpoint", metavar="RUN", help="a run's folder, or its model.pt")
-    what = "attack radius, or several (default: the checkpoint's)"
-    add("--eps", type=options.radius, nargs="+", help=what)
-    known = [*ATTACKS, *TRANSFER, "all"]
-    what = f"of {', '.join(known)} (default: {' '.join(DECIDE)})"
-    add("--attack", nargs="+", choices=known, metavar="NAME", default=DECIDE, help=what)
+    add("--eps", type=options.radius, nargs="+", help="attack radii (default: the checkpoint's)")
+    names = [*ATTACKS, *TRANSFER, "all"]
+    choice = f"of {', '.join(names)} (default: {' '.join(DECIDE)})"
+    add("--attack", nargs="+", choices=names, metavar="NAME", default=DECIDE, help=choice)
     add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
-    what = "all answer, weighed by softmax(score / T) (default: the most confident one answers)"
-    add("--temperature", metavar="T", type=options.positive, help=what)
+    mixture = "all answer, weighted by softmax(score / T) (default: the most confident one answers)"
+    add("--temperature", metavar="T", type=options.positive, help=mixture)
     add("--images", type=count, help="at most so many test images, a fixed choice (default: 1000)")
     add("--steps", type=count, default=100, help="steps of AutoPGD, also in the adaptive attack")
     add("--restarts", type=count, default=1, help="restarts of pgd and cw")
     add("--queries", type=count, default=1000, help="queries of square")
-    what = "square: shrink within --queries, not by the authors' schedule, made for 5,000"
-    add("--rescale", action=BooleanOptionalAction, default=True, help=what)
+    schedule = "square: shrink within --queries, not by the authors' schedule, made for 5,000"
+    add("--rescale", action=BooleanOptionalAction, default=True, help=schedule)
     add("--seed", type=options.seed, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
-    what = "also the images that AutoPGD finds against these models (default: none)"
-    add("--others", metavar="RUN", nargs="+", default=[], help=what)
+    others = "also the images that AutoPGD finds against these models (default: none)"
+    add("--others", metavar="RUN", nargs="+", default=[], help=others)
     add("--data", help="the data set, where its file has moved")
     add("--out", metavar="FILE", help="the .json file (default: attacks.json in the run's folder)")
     options.add_device(parser)
@@ -256,9 +253,8 @@ def run(args: Namespace) -> None:
         raise ValueError("the checkpoint was trained without attacks: give --eps")
     args.eps = args.eps or [settings["eps"]]
     args.seed = settings["seed"] if args.seed is None else args.seed
-    names = args.attack
-    if "all" in names:
-        names = [*ATTACKS, *(TRANSFER if args.transfer else ())]
+    everything = [*ATTACKS, *(TRANSFER if args.transfer else ())]
+    names = everything if "all" in args.attack else args.attack
     dataset = data.load_as_trained(settings, args.data)
     if args.transfer:
         chosen, transfer = load_transfer(args.transfer, dataset, args.eps, args.images)
@@ -267,32 +263,32 @@ def run(args: Namespace) -> None:
     if missing := [name for name in names if name in TRANSFER and name not in transfer]:
         raise ValueError(f"{missing[0]} needs --transfer FILE, from experiments/transfer_set.py")
     transfer = {name: images.to(device) for name, images in transfer.items() if name in names}
-    made_here = [name for name in names if name not in TRANSFER]
-    others = [infer.load(other, device) for other in args.others]
     for path in args.others:
         if checkpoints.load(path)["settings"]["data_checksum"] != dataset.checksum:
             raise ValueError(f"{path} was trained on other images")
-    folder = Path(args.checkpoint)
-    folder = folder if folder.is_dir() else folder.parent
+    others = [infer.load(path, device) for path in args.others]
+    folder = checkpoints.in_folder(args.checkpoint).parent
     if args.out:
         files.check_new(Path(args.out), ".json", "--out")
     else:
         files.check_writable(folder)
     x, y = dataset.test_images(device, chosen)
+    strength = (args.steps, args.queries, args.rescale, args.restarts)
     results = {}
     for eps in args.eps:
-        how = (args.steps, args.queries, args.rescale, args.restarts)
-        seeds = range(args.seed, args.seed + args.seeds)
-        made = attacks_at(made_here, model, eps, *how)
-        if not (made or others or transfer):
+        made_here = [name for name in names if name not in TRANSFER]
+        columns = attacks_at(made_here, model, eps, *strength)
+        if not (columns or others or transfer):
             raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
         if others:
-            search = attacks_at(["apgd"], model, eps, *how)["apgd"]
-            made["others"] = partial(made_elsewhere, others=others, attack=search)
-        results[eps] = report(model, x, y, made, transfer, seeds)
-        results[eps]["doubts"] = doubts(model, x, y, results[eps]["table"][model.row])
-        print_report(results[eps], model.row, len(x), eps, dataset.class_names)
-        print_referee(results[eps])
+            attack = attacks_at(["apgd"], model, eps, *strength)["apgd"]
+            columns["others"] = partial(made_elsewhere, others=others, attack=attack)
+        seeds = range(args.seed, args.seed + args.seeds)
+        result = measure(model, x, y, columns, transfer, seeds)
+        result["doubts"] = doubts(model, x, y, result["table"][model.row])
+        print_report(result, model.row, len(x), eps, dataset.class_names)
+        print_referee(result)
+        results[eps] = result
     path = Path(args.out) if args.out else files.new(folder, "attacks", ".json", ".png")
     content = {
         "command": vars(args),
@@ -304,13 +300,12 @@ def run(args: Namespace) -> None:
         "eps": results,
     }
     files.write(path, json.dumps(content, indent=1).encode())
-    written = path.name
+    print(f"\nWrote {path}")
     if len(args.eps) > 1:
         tables = {eps: result["table"][model.row] for eps, result in results.items()}
         picture = path.with_suffix(".png")
         files.write(picture, figures.accuracy_by_eps(tables, model.row))
-        written += f", {picture.name}"
-    print(f"\nWrote {path.parent}: {written}")
+        print(f"Wrote {picture}")
 
 
 if __name__ == "__main__":

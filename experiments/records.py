@@ -1,10 +1,10 @@
-"""The records behind every table: results/runs.jsonl, a line a run that experiments.compare trained
-and attacked; results/attacks.jsonl, a line a model that experiments.evaluate attacked at one eps.
+"""The records behind every table: results/runs.jsonl has a line for each run of
+experiments.compare, and results/attacks.jsonl one for each model and eps of experiments.evaluate.
 
     python -m experiments.records runs/compare/*.json --name compare    # appends these files
 
 A line has the name of its file, "compare/digits-soe-...-seed0.json", by which the marks in the
-texts choose. Of the file it lacks who answers under attack, and which images were chosen.
+texts choose. It leaves out who answers under attack, and which images were chosen.
 
 `frame` makes one pandas table of records; every table, figure and claim is made of that.
 """
@@ -33,9 +33,9 @@ NAMES |= {"digits-val": "held-out digits", "photos-val": "held-out photos"}
 def each_text(change: Callable[[str], str], value: object) -> object:
     """The same value, every text in its lists and dictionaries changed."""
     if isinstance(value, dict):
-        return {key: each_text(change, of) for key, of in value.items()}
+        return {key: each_text(change, item) for key, item in value.items()}
     if isinstance(value, list):
-        return [each_text(change, of) for of in value]
+        return [each_text(change, item) for item in value]
     return change(value) if isinstance(value, str) else value
 
 
@@ -50,18 +50,17 @@ def to_bits(text: str) -> str:
     return f"{int(packed[2], 16):0{packed[1]}b}"
 
 
-def encode(name: str, found: dict) -> list[dict]:
-    """The lines of one file's contents: of compare one, of evaluate one for each eps."""
-
-    def kept(record: dict) -> dict:
-        parts = record.pop("specialisation")
-        clean = {"specialisation": {"clean": parts["clean"]} if "clean" in parts else {}}
-        return {"file": name, **each_text(to_hex, record | clean)}
-
-    if "method" in found:
-        return [kept(dict(found))]
-    common = {key: value for key, value in found.items() if key not in ("eps", "images")}
-    return [kept(common | {"eps": eps} | of_eps) for eps, of_eps in found["eps"].items()]
+def encode(name: str, content: dict) -> list[dict]:
+    """The lines of one file's content: one of compare's, one for each eps of evaluate's."""
+    if "method" in content:
+        records = [dict(content)]
+    else:
+        common = {key: value for key, value in content.items() if key not in ("eps", "images")}
+        records = [common | {"eps": eps} | result for eps, result in content["eps"].items()]
+    for record in records:
+        columns = record.pop("specialisation")
+        record["specialisation"] = {key: columns[key] for key in columns if key == "clean"}
+    return [{"file": name, **each_text(to_hex, record)} for record in records]
 
 
 def decode(lines: list[dict]) -> dict:
@@ -71,52 +70,50 @@ def decode(lines: list[dict]) -> dict:
         return {key: value for key, value in first.items() if key != "file"}
     common = {key: first[key] for key in ("command", "row", "model", "versions", "device")}
     leave = {"file", "eps", *common}
-    parts = {line["eps"]: {k: v for k, v in line.items() if k not in leave} for line in lines}
-    return common | {"eps": parts}
+    return common | {
+        "eps": {line["eps"]: {k: v for k, v in line.items() if k not in leave} for line in lines}
+    }
 
 
 @functools.cache
 def stored(folder: Path = RESULTS) -> dict[str, dict]:
-    """{name: a file's contents}, with its "name", and a link to its first line, "file".
+    """{name: a file's content}, with its "name", and "file", a link to its first line.
 
     Raises ValueError for a damaged line.
     """
-    found = {}
+    contents = {}
     for store in (RUNS, ATTACKS):
-        lines: dict[str, list[dict]] = {}
-        if (folder / store).exists():
-            with files.reading(folder / store, "records"):
-                for number, text in enumerate((folder / store).read_text().splitlines(), 1):
-                    line = json.loads(text)
-                    lines.setdefault(line["file"], []).append(line | {"number": number})
-                for name, of_file in lines.items():
-                    link = f"results/{store}#L{of_file[0]['number']}"
-                    of_file = [{k: v for k, v in of.items() if k != "number"} for of in of_file]
-                    found[name] = decode(of_file) | {"name": name, "file": link}
-    return found
+        if not (folder / store).exists():
+            continue
+        lines, links = {}, {}
+        with files.reading(folder / store, "records"):
+            for number, text in enumerate((folder / store).read_text().splitlines(), 1):
+                line = json.loads(text)
+                lines.setdefault(line["file"], []).append(line)
+                links.setdefault(line["file"], f"results/{store}#L{number}")
+            for name in lines:
+                contents[name] = decode(lines[name]) | {"name": name, "file": links[name]}
+    return contents
 
 
 def matching(pattern: str) -> list[dict]:
     """The records, and the other files in results/, whose name fits: "compare/digits-*.json"."""
-    found = {}
-    for path in RESULTS.rglob("*.json"):
-        name = path.relative_to(RESULTS).as_posix()
-        found[name] = functools.partial(read, path, f"results/{name}")
-    found |= {name: functools.partial(dict, of) for name, of in stored(RESULTS).items()}
-    same_depth = (name for name in found if name.count("/") == pattern.count("/"))
-    names = [name for name in same_depth if PurePath(name).match(pattern)]
-    return [found[name]() for name in sorted(names, key=lambda name: name.split("/"))]
+    paths = {path.relative_to(RESULTS).as_posix(): path for path in RESULTS.rglob("*.json")}
+    records = stored(RESULTS)
+    names = [n for n in paths | records if n.count("/") == pattern.count("/")]
+    matches = sorted((n for n in names if PurePath(n).match(pattern)), key=lambda n: n.split("/"))
+    return [dict(records[n]) if n in records else read(paths[n], f"results/{n}") for n in matches]
 
 
 def read(path: Path, link: str | None = None) -> dict:
     """What one JSON file says, and "file": where it is."""
     with files.reading(path, "result of a run"):
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
             raise ValueError("it is no dictionary")
-        if "method" in found and not {"settings", "table"} <= set(found):
+        if "method" in content and not {"settings", "table"} <= set(content):
             raise ValueError("settings and table are missing")
-    return found | {"file": link or str(path)}
+    return content | {"file": link or str(path)}
 
 
 # ------------------------------------------------------------------------------------- the frame
@@ -226,19 +223,19 @@ def append(paths: list[Path], name: str) -> int:
     """Adds these files' records under `name`; returns how many lines. Raises ValueError where one
     is stored already, or was written by another command."""
     lines: dict[str, list[dict]] = {RUNS: [], ATTACKS: []}
-    new: set[str] = set()
+    names = set(stored(RESULTS))
     for path in paths:
-        found, key = read(path), f"{name}/{path.name}"
-        del found["file"]
-        if key in (*stored(RESULTS), *new):
+        content, key = read(path), f"{name}/{path.name}"
+        del content["file"]
+        if key in names:
             raise ValueError(f"{key} is stored already")
-        new.add(key)
-        if "method" not in found and not isinstance(found.get("eps"), dict):
+        names.add(key)
+        if "method" not in content and not isinstance(content.get("eps"), dict):
             raise ValueError(f"{path} was written by neither compare nor evaluate")
-        lines[RUNS if "method" in found else ATTACKS] += encode(key, found)
-    for store, of_store in lines.items():
+        lines[RUNS if "method" in content else ATTACKS] += encode(key, content)
+    for store, new in lines.items():
         before = (RESULTS / store).read_bytes() if (RESULTS / store).exists() else b""
-        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in of_store)
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in new)
         files.write(RESULTS / store, before + text.encode())
     stored.cache_clear()
     return sum(map(len, lines.values()))
@@ -246,10 +243,10 @@ def append(paths: list[Path], name: str) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.records")
-    what = "what experiments.compare or experiments.evaluate has written"
-    parser.add_argument("files", nargs="+", metavar="FILE", help=what)
-    what = "the set that they belong to, as the marks in the texts name it"
-    parser.add_argument("--name", required=True, help=what)
+    written = "what experiments.compare or experiments.evaluate has written"
+    parser.add_argument("files", nargs="+", metavar="FILE", help=written)
+    belonging = "the set that they belong to, as the marks in the texts name it"
+    parser.add_argument("--name", required=True, help=belonging)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         run(args)

@@ -2,28 +2,21 @@
 
     python -m experiments.scaling --out scaling.png
 
-One of the four is varied at a time; the others stay at a base, on a GPU the paper's setting, on a
+One of the four is varied at a time. The others stay at a base: on a GPU the paper's setting, on a
 CPU a smaller one, so that all of it takes minutes. Every point is measured in a process of its own:
-the median step, and the process's (or the GPU's) peak memory.
-
-Beside each time stands what the passes predict, scaled to the base's measured time. In units of one
-expert's forward pass (a backward pass for the input alone counts 1, for weights too 2) a step costs
-
-    stage 1    2 M S + 3 (M + M^2)     the attack; then every expert learns from all M attacks
-    stage 2    2 M S + 6 M             or M S + 2 S + 6 M where only who answers is attacked
-
-with M experts and S attack steps; a unit grows with the batch and with the convolutions, depth - 2.
+the median step, and the peak memory of the process or the GPU. Beside each time stands what the
+passes of `units` predict, scaled to the base's measured time.
 """
 
 import json
 import multiprocessing
-import statistics
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import torch
 
+from baselines.methods import METHODS
 from experiments import bench_step, figures
 from support import files, options
 from support.printing import duration
@@ -41,38 +34,48 @@ BASE = {
 }
 
 
+def units(stage: int, M: int, S: int, gathered: bool) -> int:
+    """What a step costs for each image of the batch, in one expert's forward passes.
+
+    A backward pass costs 1 for the input and 2 for input and weights. M experts, S attack steps;
+    where the attack is `gathered`, it asks all experts and differentiates the answering one alone.
+    """
+    if stage == 1:  # the attack on each expert; then every expert learns from x and all M attacks
+        return 2 * M * S + 3 * (M + M * M)
+    attack = M * S + 2 * S if gathered and M > 1 else 2 * M * S
+    return attack + 3 * (M + M)
+
+
 def cost(stage: int, point: dict, gathered: bool) -> int:
-    """What the passes predict, in arbitrary units."""
-    of_an_image = bench_step.units(stage, point["n"], point["steps"], gathered)
-    return of_an_image * point["batch_size"] * (point["depth"] - 2)
+    """What the passes predict; a unit grows with the batch and with the convolutions, depth - 2."""
+    size = point["batch_size"] * (point["depth"] - 2)
+    return units(stage, point["n"], point["steps"], gathered) * size
 
 
-def measure(point: dict, device_name: str, precision: str, repeats: int) -> dict[str, float]:
-    """{"stage 1" and "stage 2": seconds, "memory": GiB} of one point, in this process."""
-    device = torch.device(device_name)
-    torch.manual_seed(0)
-    how = {"precision": precision, "compile": device.type == "cuda"}
-    settings = bench_step.soe_settings(**point, **how)
-    x = torch.rand(settings.batch_size, *settings.image_shape, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.randint(settings.num_classes, (settings.batch_size,), device=device)
-    found = {}
-    for stage, loss in bench_step.STAGES.items():
-        step = bench_step.our_step(loss, bench_step.build_on(device, settings), settings)
-        bench_step.seconds(step, x, y)  # warms up
-        times = [bench_step.seconds(step, x, y) for _ in range(repeats)]
-        found[f"stage {stage}"] = statistics.median(times)
-    return found | {"memory": bench_step.peak_gib(device)}
+def peak_gib(device: torch.device) -> float:
+    """Peak memory so far, in GiB: the GPU's, or this process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved() / 2**30  # "allocated" leaves out graphs' pools
+    import resource  # which Windows lacks
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def measure(point: dict, device_name: str, repeats: int) -> dict[str, float]:
+    """{"stage 1" and "stage 2": seconds, "memory": GiB} of one point, measured in this process."""
+    device, soe = torch.device(device_name), METHODS["soe"]
+    settings = bench_step.settings_of(soe, **point, precision=options.best_precision(device))
+    steps = {"soe": bench_step.our_steps(soe, settings, device)}
+    times = bench_step.medians(steps, *bench_step.random_batch(settings, device), repeats)["soe"]
+    return {"stage 1": times[1], "stage 2": times[2], "memory": peak_gib(device)}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.scaling")
     add = parser.add_argument
-    add("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="(default: all four)")
     add("--repeats", type=options.count, default=3, help="timed steps of each point")
     options.add_device(parser)
-    what = "(default: as in training)"
-    add("--precision", choices=("bfloat16", "float32"), help=what)
     add("--out", default="scaling.png", metavar="PNG", help="and a .json beside it")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
@@ -81,40 +84,38 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: Namespace) -> None:
     """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    device, out = options.pick_device(args.device), Path(args.out)
+    device, picture = options.pick_device(args.device), Path(args.out)
+    table_file = picture.with_suffix(".json")
     if device.type == "mps" or sys.platform == "win32":
         raise ValueError("memory is measured on Linux, macOS' CPU and CUDA: give --device cpu")
-    files.check_new(out, ".png", "--out")
-    if out.with_suffix(".json").exists():
-        raise ValueError(f"--out {out}: {out.with_suffix('.json')} is there already")
-    precision = args.precision or options.best_precision(device)
+    files.check_new(picture, ".png", "--out")
+    files.check_new(table_file, ".json", "--out")
     base, gathered = BASE[device.type], device.type == "cpu"
+    precision = options.best_precision(device)
     header = f"{options.device_name(device)}, {precision}, torch {torch.__version__}"
     print(f"{header}; 3 x 32 x 32, {', '.join(f'{LABELS[k]} {v}' for k, v in base.items())}")
-    print(f"{'':22}" + "".join(f"{name:>18}" for name in ("stage 1", "stage 2", "GiB")))
+    print(f"In brackets: what the passes predict.\n{'':22}{'stage 1':>18}{'stage 2':>18}{'GiB':>8}")
     tables = {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-
-        def ask(point: dict) -> dict[str, float]:
-            return pool.apply(measure, (point, str(device), precision, args.repeats))
-
-        at_base = ask(base)
-        for axis, value in ((name, v) for name in args.axes for v in AXES[name]):
-            point = base | {axis: value}
-            found = dict(at_base if point == base else ask(point))
-            cells = []
-            for stage in bench_step.STAGES:
-                ratio = cost(stage, point, gathered) / cost(stage, base, gathered)
-                found[f"predicted {stage}"] = at_base[f"stage {stage}"] * ratio
-                times = (found[f"{what} {stage}"] for what in ("stage", "predicted"))
-                cells.append("{} ({})".format(*map(duration, times)))
-            tables.setdefault(LABELS[axis], {})[value] = found
-            line = "".join(f"{cell:>18}" for cell in (*cells, f"{found['memory']:.2f}"))
-            print(f"{LABELS[axis]:16}{value:6}{line}", flush=True)
+        at_base = pool.apply(measure, (base, str(device), args.repeats))
+        for axis, values in AXES.items():
+            tables[LABELS[axis]] = {}
+            for value in values:
+                point, cells = base | {axis: value}, []
+                measured = dict(at_base)
+                if point != base:
+                    measured = pool.apply(measure, (point, str(device), args.repeats))
+                for stage in (1, 2):
+                    ratio = cost(stage, point, gathered) / cost(stage, base, gathered)
+                    predicted = measured[f"predicted {stage}"] = at_base[f"stage {stage}"] * ratio
+                    cells.append(f"{duration(measured[f'stage {stage}'])} ({duration(predicted)})")
+                tables[LABELS[axis]][value] = measured
+                line = f"{cells[0]:>18}{cells[1]:>18}{measured['memory']:8.2f}"
+                print(f"{LABELS[axis]:16}{value:6}{line}", flush=True)
     content = {"command": vars(args), "device": header, "base": base, "tables": tables}
-    files.write(out, figures.scaling(tables))
-    files.write(out.with_suffix(".json"), json.dumps(content, indent=1).encode())
-    print(f"in brackets: what the passes predict. Wrote {out} and {out.with_suffix('.json')}")
+    files.write(picture, figures.scaling(tables))
+    files.write(table_file, json.dumps(content, indent=1).encode())
+    print(f"Wrote {picture} and {table_file}")
 
 
 if __name__ == "__main__":

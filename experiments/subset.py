@@ -5,9 +5,9 @@
     python -m experiments.subset --data digits --fold 2/5 --out digits-fold2.npz
 
 The training images are the first of numpy.random.default_rng(0).permutation(N). With --validation
-the next ones stand in the place of the test images, so that settings can be chosen without these.
-With --fold I/K all images, the test images among them, are shuffled and cut into K parts: the I-th
-is for testing, the others for training. So over K runs each image is tested once.
+the next ones replace the test images, so that settings can be chosen without the test images. With
+--fold I/K all images, test images included, are shuffled and cut into K parts: the I-th is for
+testing, the others for training. So over K runs each image is tested once.
 """
 
 import io
@@ -30,21 +30,19 @@ def shuffled(count: int) -> Tensor:
 def subset(dataset: data.Data, train: int, validation: int | None) -> dict[str, np.ndarray]:
     """{x_train, y_train, x_test, y_test}, as numpy.savez takes them. Raises ValueError where there
     are too few images."""
-    N = len(dataset.x_train)
-    if train + (validation or 0) > N:
+    N, held_out = len(dataset.x_train), validation or 0
+    if train + held_out > N:
         raise ValueError(f"{dataset.name} has {N} training images: that is too few")
-    order = shuffled(N)
-    x, y = dataset.x_train[order], dataset.y_train[order]
+    chosen, next_ones = shuffled(N)[: train + held_out].split([train, held_out])
     test = dataset.x_test, dataset.y_test
-    if validation:
-        held_out = slice(train, train + validation)
-        test = x[held_out], y[held_out]
-    return arrays((x[:train], y[:train]), test)
+    if held_out:
+        test = dataset.x_train[next_ones], dataset.y_train[next_ones]
+    return arrays((dataset.x_train[chosen], dataset.y_train[chosen]), test)
 
 
 def fold(dataset: data.Data, i: int, k: int) -> dict[str, np.ndarray]:
-    """The same, the i-th (from 1) of k parts of all images for testing. Raises ValueError where
-    there are fewer images than parts, or k is 1."""
+    """The same, with the i-th (from 1) of k parts of all images for testing. Raises ValueError
+    where there are fewer images than parts, or k is 1."""
     x = torch.cat([dataset.x_train, dataset.x_test])
     y = torch.cat([dataset.y_train, dataset.y_test])
     if not 2 <= k <= len(x):
@@ -56,22 +54,23 @@ def fold(dataset: data.Data, i: int, k: int) -> dict[str, np.ndarray]:
 
 
 def arrays(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, np.ndarray]:
-    """Images [N, C, H, W] and labels [N] under the names that a FILE.npz has them."""
-    named = {"train": train, "test": test}
-    images = {f"x_{part}": x.permute(0, 2, 3, 1).numpy() for part, (x, _) in named.items()}
-    return images | {f"y_{part}": y.numpy() for part, (_, y) in named.items()}
+    """Images [N, C, H, W] and labels [N] under their names in a FILE.npz, channels last."""
+    named = {}
+    for part, (x, y) in {"train": train, "test": test}.items():
+        named |= {f"x_{part}": x.permute(0, 2, 3, 1).numpy(), f"y_{part}": y.numpy()}
+    return named
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.subset")
     add = parser.add_mutually_exclusive_group(required=True).add_argument
     add("--train", type=options.count, help="how many training images")
-    what = "the I-th of K parts for testing, the others for training"
-    add("--fold", type=options.part, metavar="I/K", help=what)
+    testing = "the I-th of K parts for testing, the others for training"
+    add("--fold", type=options.part, metavar="I/K", help=testing)
     add = parser.add_argument
     add("--data", default="digits", help="as in training")
-    what = "with --train: how many others of them take the place of the test images"
-    add("--validation", type=options.count, help=what)
+    held_out = "with --train: how many other training images replace the test images"
+    add("--validation", type=options.count, help=held_out)
     add("--out", required=True, metavar="FILE", help="the .npz file to write")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():

@@ -1,4 +1,4 @@
-"""Statements about the attacks that must hold, in detail: AutoPGD, Square, who is misled."""
+"""Statements about the attacks that must hold, in detail: AutoPGD, Square, the adaptive attack."""
 
 from functools import partial
 
@@ -22,10 +22,8 @@ from models import Collaboration, ResNet
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    model, x = (
-        Collaboration([ResNet(8, 1, 10, 8) for _ in range(2)]).eval(),
-        torch.rand(40, 1, 8, 8),
-    )
+    model = Collaboration([ResNet(8, 1, 10, 8) for _ in range(2)]).eval()
+    x = torch.rand(40, 1, 8, 8)
     y = torch.where(torch.rand(40) < 0.7, model(x).argmax(1), torch.randint(10, (40,)))
     return model, x, y
 
@@ -76,30 +74,17 @@ def test_autopgd_visits_the_points_that_its_algorithm_visits():
         return model(z)
 
     apgd(seen_model, x, y, eps=0.2, steps=50, random_start=False)
-    rules = []
+    rules = set()
     for i in range(len(x)):
-        points, applied = by_hand(
-            lambda z: cross_entropy(model(z[None]), y[:1]).sum(), x[i], 0.2, 50
-        )
-        rules += applied
+        loss = lambda z: cross_entropy(model(z[None]), y[:1]).sum()  # noqa: E731
+        points, applied = by_hand(loss, x[i], eps=0.2, steps=50)
+        rules.update(applied)
         torch.testing.assert_close(torch.stack(seen)[:, i], torch.stack(points))
-    assert {"seldom", "stuck", "neither"} == set(rules)
+    assert rules == {"seldom", "stuck", "neither"}
 
 
-def test_autopgd_takes_cross_entropy_and_the_likeliest_wrong_classes(monkeypatch):
-    logits, y = torch.tensor([[3.0, 5.0, 1.0, 2.0, 4.0]]), torch.tensor([1])
-    losses, x = [], torch.zeros(1, 1, 2, 2)
-    record = lambda model, x, y, eps, steps, loss, **_: losses.append(loss) or x  # noqa: E731
-    monkeypatch.setattr(autopgd, "apgd", record)
-    auto_pgd(lambda z: logits.expand(len(z), -1), x, y, eps=0.1, steps=5, targets=3)
-    entropy, *targeted = losses
-    assert entropy is cross_entropy
-    assert [loss.keywords["target"].item() for loss in targeted] == [4, 0, 3]
-    assert {loss.func for loss in targeted} == {targeted_dlr_loss}
-
-
-def test_autopgd_leaves_images_alone_that_are_wrong_already(monkeypatch):
-    """So it costs less; the targets are those of the images that are left."""
+def test_autopgd_attacks_what_is_still_correct_towards_the_likeliest_wrong_class(monkeypatch):
+    """First with cross-entropy; images that are wrong already are left alone, and cost nothing."""
     x, y, seen = torch.tensor([0.9, 0.1, 0.8, 0.7]).view(4, 1, 1, 1), torch.zeros(4).long(), []
 
     def model(z):  # class 0 where bright; class 2 the likeliest wrong one of the brightest image
@@ -107,15 +92,19 @@ def test_autopgd_leaves_images_alone_that_are_wrong_already(monkeypatch):
         return torch.stack([z, 0.5 + 0 * z, z - 0.35, 0 * z], 1)
 
     def record(model, x, y, eps, steps, loss, **_):  # darkens the first of its images
-        target = loss.keywords["target"].tolist() if isinstance(loss, partial) else None
-        seen.append((x.flatten().tolist(), target))
+        targets = loss.keywords["target"].tolist() if isinstance(loss, partial) else None
+        seen.append((x.flatten().tolist(), getattr(loss, "func", loss), targets))
         return torch.cat([0 * x[:1], x[1:]])
 
     monkeypatch.setattr(autopgd, "apgd", record)
     x_adv = auto_pgd(model, x, y, eps=1, steps=5)
     assert x_adv.flatten().tolist() == pytest.approx([0, 0.1, 0, 0])
-    bright = x.flatten().tolist()
-    assert seen == [(bright[:1] + bright[2:], None), (bright[2:], [1, 1]), (bright[3:], [2])]
+    brightest, _, *others = x.flatten().tolist()
+    assert seen == [
+        ([brightest, *others], cross_entropy, None),
+        (others, targeted_dlr_loss, [1, 1]),
+        (others[1:], targeted_dlr_loss, [2]),
+    ]
 
 
 def test_the_strong_adaptive_attack_takes_the_answer_and_twice_who_answers(monkeypatch):
@@ -137,12 +126,12 @@ def test_the_strong_adaptive_attack_takes_the_answer_and_twice_who_answers(monke
     assert made == ["cross_entropy", "targeted_dlr_loss", *routing, *routing]
 
 
-def attacked(network, name, **how):
+def attacked(network, name, restarts=1):
     """Which images the model still has correct, after an attack that is checked on the way."""
     model, x, y = network
     torch.manual_seed(3)
-    how = {"steps": 3} | how
-    x_adv = evaluate.attacks_at([name], model, eps=0.05, **how)[name](*network)
+    attack = evaluate.attacks_at([name], model, eps=0.05, steps=3, restarts=restarts)[name]
+    x_adv = attack(*network)
     assert (x_adv >= x - 0.05).all() and (x_adv <= x + 0.05).all()
     assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
     return model(x_adv).argmax(1) == y
@@ -168,8 +157,8 @@ def test_falling_steps_are_half_a_cosine_wave():
     last = pgd(slope, x, y, eps=0.8, alpha=0.2, steps=4, falling=True).mean().item()
     cosine = [0.2 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(4)]
     assert np.diff([*seen, last]) == pytest.approx(cosine, abs=1e-6)
-    how = attacks.far_and_near(eps=0.1, steps=20).keywords
-    assert how["falling"] and how["random_start"] and how["alpha"] == 0.2
+    settings = attacks.far_and_near(eps=0.1, steps=20).keywords
+    assert settings["falling"] and settings["random_start"] and settings["alpha"] == 0.2
 
 
 @pytest.mark.parametrize("name", ["pgd", "cw"])
@@ -229,7 +218,7 @@ def test_targeted_dlr_loss_by_hand():
     assert loss.item() == pytest.approx(-(4 - 2) / (5 - (2 + 1) / 2))
 
 
-# ------------------------------------------------------------------------ Square, and who is misled
+# ---------------------------------------------------------------- Square, and the adaptive attack
 
 
 @pytest.mark.parametrize(
@@ -282,8 +271,8 @@ def test_the_adaptive_attack_takes_what_any_one_of_its_attempts_takes():
     model.all_experts = lambda x: (torch.zeros(3, len(x), 2), x.view(1, -1).expand(3, -1))
     attempts = []
 
-    def search(_, x, y, **how):  # the k-th attempt turns image k alone into a bright one
-        attempts.append(how.get("loss"))
+    def search(_, x, y, loss=None, decide=None):  # the k-th attempt turns image k alone bright
+        attempts.append(loss)
         x_adv = x.clone()
         x_adv[len(attempts) - 1] = 1.0
         return x_adv

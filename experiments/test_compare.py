@@ -37,6 +37,7 @@ def planned(**changed):
 # ----------------------------------------------------------------------------------- what it does
 
 
+@pytest.mark.slow
 def test_two_shards_and_then_all_of_it_train_and_attack_nothing_twice(tmp_path, capsys):
     flags = ["--methods", "soe", "adp", "adp --optimizer sgd", "--attack", "pgd", "square"]
     flags += ["--queries", "5"]
@@ -59,6 +60,7 @@ def test_two_shards_and_then_all_of_it_train_and_attack_nothing_twice(tmp_path, 
         assert "stage 1, epoch 1/" in log.read_text() and log.with_suffix("").is_dir()
 
 
+@pytest.mark.slow
 def test_a_result_says_how_to_repeat_it_and_what_was_found(tmp_path, capsys):
     compare_small(tmp_path, "--methods", "soe", "plain --lr 0.05")
     said = capsys.readouterr().out
@@ -80,6 +82,7 @@ def test_a_result_says_how_to_repeat_it_and_what_was_found(tmp_path, capsys):
     assert same_weights(first, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_other_flags_images_or_attacks_under_the_same_name_are_noticed(tmp_path, refused):
     own, out = str(tmp_path / "own.npz"), tmp_path / "runs"
     np.savez(own, **arrays())
@@ -98,6 +101,7 @@ def test_other_flags_images_or_attacks_under_the_same_name_are_noticed(tmp_path,
     assert "was trained on other images" in refused(compare, *again)
 
 
+@pytest.mark.slow
 def test_other_attacks_of_the_same_models_go_into_another_folder(tmp_path):
     compare_small(tmp_path, "--methods", "plain")
     (model,) = tmp_path.glob("*/model.pt")
@@ -108,6 +112,7 @@ def test_other_attacks_of_the_same_models_go_into_another_folder(tmp_path):
     assert set(results(tmp_path / "fgsm")["plain 0"]["correct"]) == {"clean", "fgsm"}
 
 
+@pytest.mark.slow
 def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
     flags = ["--methods", "plain", "--seeds", "2", "--epochs", "4"]
     compare_small(tmp_path / "whole", *flags)
@@ -130,6 +135,7 @@ def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
     assert cut == whole
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     sample_loss = train_submodel.sample_loss
     monkeypatch.setattr(train_submodel, "sample_loss", lambda *args: torch.nan * sample_loss(*args))
@@ -205,6 +211,7 @@ def test_flags_that_a_script_does_not_know_are_refused_before_anything_trains(tm
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_method_without_the_last_attack_is_compared_by_what_it_has(tmp_path, capsys):
     compare_small(
         tmp_path, "--methods", "soe", "plain --alpha 2/255", "--attack", "pgd", "adaptive"

@@ -19,18 +19,21 @@ from support import checkpoints
 ROOT = Path(__file__).parent.parent
 SMALL = [*SMALL, "--precision", "float32"]
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+    ),
+]
 
 
 def torchrun(*command, processes=2, wait=True):
-    """The finished process, or the running one, of torchrun from the project's folder."""
+    """The finished process, or the running one, of torchrun in the project's folder."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    # --: or torchrun takes --n for the start of an option of its own
+    # without -- torchrun takes --n for the start of an option of its own
     words += ["--nproc-per-node", str(processes), "--", *map(str, command)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, cwd=ROOT, env=environment, **pipes)
     if not wait:
         return process
@@ -42,7 +45,7 @@ GRADIENT = """
 import sys, torch
 sys.path.insert(0, {root!r})
 from models import Collaboration, ResNet
-from support import checkpoints, ranks
+from support import ranks
 import train_submodel
 
 ranks.start("cpu")
@@ -54,7 +57,7 @@ settings = train_submodel.SoESettings()
 x_adv, y = x_adv[ranks.part()], y[ranks.part()]
 train_submodel.sample_loss(model, x_adv, y, settings).mean().backward()
 ranks.average_gradients(model)
-ranks.average_gradients(model)  # the average of equal ones is the same
+ranks.average_gradients(model)  # the average of equal gradients is the same
 if ranks.rank() == 0:
     torch.save([p.grad for p in model.parameters()], sys.argv[1])
 """
@@ -78,9 +81,9 @@ WEIGHTS = """
 import sys, torch
 sys.path.insert(0, {root!r})
 import train_collab
-from support import checkpoints, ranks, runs
+from support import ranks, runs
 
-def keep(run, report):
+def keep(run, table):
     torch.save(run.model.state_dict(), f"{{sys.argv[1]}}-{{ranks.rank()}}.pt")
 
 runs.Run.finish = keep
@@ -134,11 +137,23 @@ def test_a_run_resumes_with_another_number_of_ranks(tmp_path, monkeypatch):
     assert len(json.loads((out / "metrics.json").read_text())["epochs"]) == 4
 
 
-def test_bad_input_is_one_line_of_rank_0(tmp_path):
-    done = torchrun("train_collab.py", *SMALL, "--batch-size", "127", "--out", tmp_path / "run")
+@pytest.mark.parametrize(
+    "flag, value, message",
+    [
+        ("--batch-size", "127", "2 ranks cannot share a batch"),
+        ("--epochs", "2{rank}", "with different settings: epochs"),
+    ],
+)
+def test_bad_input_is_one_line_of_rank_0(flag, value, message, tmp_path):
+    script, out = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_collab\n"
+        "train_collab.main([w.format(rank=os.environ['RANK']) for w in sys.argv[1:]])\n"
+    )
+    done = torchrun(script, *SMALL, flag, value, "--out", out)
     ours = [line for line in done.err.splitlines() if "train_collab.py: error" in line]
-    assert len(ours) == 1 and "2 ranks cannot share a batch" in ours[0]
-    assert done.returncode != 0 and not (tmp_path / "run").exists()
+    assert len(ours) == 1 and message in ours[0]
+    assert done.returncode != 0 and not out.exists()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
@@ -162,18 +177,6 @@ def test_when_one_process_dies_all_end(victim, tmp_path):
     _, error = running.communicate(timeout=60)  # nothing hangs, all have closed their pipes
     assert running.returncode != 0 and (victim not in ranks or f"rank      : {victim} " in error)
     assert infer.load(out)  # what --resume starts from
-
-
-def test_ranks_with_different_settings_are_refused(tmp_path):
-    script = tmp_path / "different.py"
-    script.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_collab\n"
-        "train_collab.main([*sys.argv[1:], '--epochs', str(2 + int(os.environ['RANK']))])\n"
-    )
-    done = torchrun(script, *SMALL, "--out", tmp_path / "run")
-    ours = [line for line in done.err.splitlines() if "train_collab.py: error" in line]
-    assert len(ours) == 1 and ours[0].endswith("with different settings: epochs")
-    assert done.returncode != 0 and not (tmp_path / "run").exists()
 
 
 def test_ranks_without_torchrun_are_refused(monkeypatch, refused):

@@ -65,7 +65,7 @@ def test_a_wrong_request_is_refused(request_, address):
 def test_colour_images_and_wrong_ports_are_refused(whole, tmp_path, refused):
     change_checkpoint(whole, tmp_path / "model.pt", {"image_shape": [3, 8, 8]})
     assert "colour images" in refused(draw, tmp_path)
-    assert "at most 65535" in refused(draw, whole, "--port", "70000")
+    assert "at most 65,535" in refused(draw, whole, "--port", "70000")
 
 
 def test_one_can_draw_in_a_browser(address, tmp_path, monkeypatch, browser):

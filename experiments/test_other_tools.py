@@ -16,6 +16,7 @@ import infer
 from experiments.fixtures import train_small
 from experiments.other_tools import art_attack, art_classifier, foolbox_pgd
 
+pytestmark = pytest.mark.slow
 EPS = 0.1
 
 

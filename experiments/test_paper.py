@@ -192,6 +192,7 @@ def test_the_dry_run_says_what_is_missing_and_writes_nothing(tiny, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_table_is_trained_once_and_printed_with_its_claims(tiny, tmp_path, capsys):
     paper_at(tmp_path, "table4")
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/compare/*.json")}
@@ -213,6 +214,7 @@ def test_two_shards_do_every_run_once(tiny):
         assert sorted(runs) == sorted(run for job in whole for run in compare.plan(job, "digits"))
 
 
+@pytest.mark.slow
 def test_images_of_other_networks_are_made_once_for_an_eps(tiny, tmp_path, monkeypatch):
     made, attacked = [], []
     monkeypatch.setitem(paper.SCALES, "digits", tiny._replace(images=1000))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import data
-from experiments import figures, intervals, records, results, subset
+from experiments import figures, intervals, records, results, scaling, subset
 from experiments.fixtures import arrays
 from support import files
 
@@ -245,3 +245,19 @@ def test_over_all_folds_each_image_is_a_test_image_once(tmp_path, refused):
     new = ["--data", mine, "--out", tmp_path / "n.npz", "--fold"]
     assert "2 to 80 parts" in refused(subset, *new, "1/1")
     assert "goes with --train" in refused(subset, *new, "1/2", "--validation", "3")
+
+
+@pytest.mark.slow
+def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refused):
+    small = {"n": 1, "batch_size": 4, "depth": 8, "steps": 1}
+    monkeypatch.setitem(scaling.BASE, "cpu", small)
+    monkeypatch.setattr(scaling, "AXES", {"n": (1, 2)})
+    flags = ["--repeats", "1", "--device", "cpu", "--out", str(tmp_path / "scaling.png")]
+    scaling.main(flags)
+    table = json.loads((tmp_path / "scaling.json").read_text())["tables"]["M, experts"]
+    assert list(table) == ["1", "2"] and (tmp_path / "scaling.png").stat().st_size
+    one, two = table["1"], table["2"]
+    assert one["predicted 1"] == pytest.approx(one["stage 1"])  # the base, to which all is scaled
+    assert two["predicted 1"] / one["predicted 1"] == pytest.approx(22 / 8)
+    assert two["predicted 2"] / one["predicted 2"] == pytest.approx(16 / 8)
+    assert "scaling.png" in refused(scaling, *flags)  # the files are there

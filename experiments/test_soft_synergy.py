@@ -100,6 +100,7 @@ def test_an_expert_that_is_not_used_at_all_leaves_the_gradients_finite():
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_temperature_and_shows_weights(tmp_path, capsys):
     flags = ["--temperature", "2", "--epochs", "1"]
     train_small(tmp_path / "run", *flags, script=soft_synergy)

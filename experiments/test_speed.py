@@ -7,21 +7,22 @@ import json
 from argparse import Namespace
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from baselines import dverge
-from baselines.methods import METHODS
+from baselines.methods import METHODS, units_of_a_batch
 from baselines.models import build
-from experiments import bench_step, scaling
+from experiments import bench_step
 from experiments.fixtures import SMALL
 from support import options, runs, speed
 from support.printing import duration
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TOY = {"n": 3, "depth": 8, "image_shape": [3, 8, 8], "eps": 0.1, "alpha": 0.03, "steps": 2}
 TOY |= {"precision": "float32", "steps_per_epoch": 2}
 LOSSES = {  # (method, loss)
@@ -49,10 +50,10 @@ def batches(count, device="cpu"):
         yield x.to(device, memory_format=torch.channels_last), y.to(device)
 
 
-def after_steps(name, count=1, device="cpu", how=None, **changed):
-    """The model after some steps: weights, batch norm's statistics, and the losses."""
+def after_steps(name, count=1, device="cpu", **changed):
+    """The model after some steps: weights, and batch norm's statistics."""
     model, loss, settings = a_model(name, device, **changed)
-    step = bench_step.our_step(loss, model, settings, **how or {})
+    step = bench_step.our_step(loss, model, settings, compilable=name in COMPILABLE)
     torch.manual_seed(2)
     for x, y in batches(count, device):
         step(x, y)
@@ -62,6 +63,7 @@ def after_steps(name, count=1, device="cpu", how=None, **changed):
 # ----------------------------------------------------------------------------- compiled networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["soe stage 1", "soe stage 2", "more"])
 def test_a_compiled_step_is_the_plain_step(name):
     """Inductor's own code; at depth 2, where it is quick to make."""
@@ -75,15 +77,15 @@ def test_a_compiled_step_is_the_plain_step(name):
 @pytest.fixture
 def quickly_compiled(monkeypatch):
     """Traced as for torch.compile, but no code is made; the counters start at 0."""
-    fast = speed.compiled
-    how = {"backend": "aot_eager", "options": None}
-    monkeypatch.setattr(speed, "compiled", lambda step, model: fast(step, model, **how))
+    tracing = partial(speed.compiled, backend="aot_eager", options=None)
+    monkeypatch.setattr(speed, "compiled", tracing)
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     yield torch._dynamo.utils.counters["stats"]
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [True, False])
 def test_all_experts_share_three_graphs(quickly_compiled, monkeypatch, heads):
     """The attack's, in eval mode, and those that learn from B and from M B images."""
@@ -92,6 +94,7 @@ def test_all_experts_share_three_graphs(quickly_compiled, monkeypatch, heads):
     assert quickly_compiled["unique_graphs"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILABLE)
 def test_nothing_is_compiled_again_in_later_steps(quickly_compiled, name):
     """Neither in the fourth step nor after the end of an epoch, with its evaluation."""
@@ -108,6 +111,7 @@ def test_nothing_is_compiled_again_in_later_steps(quickly_compiled, name):
     assert quickly_compiled["unique_graphs"] == made
 
 
+@pytest.mark.slow
 def test_after_a_step_nothing_is_compiled_any_more(quickly_compiled):
     """Evaluation has its own shapes; and PyTorch's settings are as before."""
     limit = torch._dynamo.config.recompile_limit
@@ -120,6 +124,7 @@ def test_after_a_step_nothing_is_compiled_any_more(quickly_compiled):
     assert "forward" not in vars(model.experts[0])
 
 
+@pytest.mark.slow
 def test_dverge_is_not_compiled_in_its_second_stage(tmp_path):
     """Its hooks would not be seen; the first stage, of plain members, is."""
     flags = ["--epochs", "12", "--steps", "1", "--compile", "--out", str(tmp_path / "run")]
@@ -149,7 +154,8 @@ def test_no_loss_makes_the_host_wait(name):
 @pytest.fixture
 def stand_ins(monkeypatch):
     """For CUDA's graphs and streams: a replay takes the captured step again, into the tensors that
-    the capture made. Returns {"captures": how many, "streams": what they waited for}."""
+    the capture made. Returns {"captures": how many, "waits": of which stream for which, "now": the
+    current stream, "replayed": speed.replayed with these graphs}."""
     seen = {"captures": 0, "waits": [], "now": "main"}
 
     class Stream:
@@ -187,8 +193,6 @@ def stand_ins(monkeypatch):
             buffer.copy_(old)  # a capture computes nothing
         seen["recording"] = False
 
-    graphs = speed.replayed
-
     def replayed(step, model, drawn):
         seen["model"] = model
 
@@ -197,30 +201,25 @@ def stand_ins(monkeypatch):
             loss = step(x, y)
             if seen.get("recording"):
                 grads = [p.grad for p in model.parameters()]
-                captured = (x, y, step, loss, grads, list(model.parameters()))
-                seen["graph"].captured = captured
+                seen["graph"].captured = x, y, step, loss, grads, list(model.parameters())
                 torch.set_rng_state(random)
             return loss
 
-        return graphs(recorded, model, drawn)
+        return speed.replayed(recorded, model, drawn)
 
-    for name, stand_in in {
-        "CUDAGraph": Graph,
-        "graph": capturing,
-        "Stream": Stream,
-        "stream": on,
-        "current_stream": lambda: Stream.__new__(Stream),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
     Stream.name = "main"
-    monkeypatch.setattr(speed, "replayed", replayed)
+    current_stream = lambda: Stream.__new__(Stream)  # noqa: E731
+    cuda = {"CUDAGraph": Graph, "graph": capturing, "Stream": Stream, "stream": on}
+    for name, stand_in in (cuda | {"current_stream": current_stream}).items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
     seen["replayed"] = replayed
     return seen
 
 
-def steps_as_a_graph(name, count, replayed, draw=lambda settings: None, loss=None, **changed):
-    model, known, settings = a_model(name, **changed)
-    loss, drawn, optimizer = loss or known, {}, bench_step.sgd(model)
+def after_steps_as_a_graph(name, count, replayed):
+    model, loss, settings = a_model(name)
+    loss = dverge.DvergeLoss() if name == "dverge stage 2" else loss  # its state is new
+    drawn, optimizer = {}, bench_step.sgd(model)
 
     def forward_and_backward(x, y):
         batch_loss = loss(model, x, y, settings)
@@ -231,30 +230,23 @@ def steps_as_a_graph(name, count, replayed, draw=lambda settings: None, loss=Non
     torch.manual_seed(2)
     for x, y in batches(count):
         optimizer.zero_grad()
-        drawn["now"] = draw(settings)
+        drawn["now"] = loss.draw(settings) if hasattr(loss, "draw") else None
         step(x, y)
         optimizer.step()
     return model.state_dict()
 
 
-@pytest.mark.parametrize("name", ["soe stage 1", "soe stage 2", "gal", "more"])
-def test_a_replayed_step_is_the_plain_step(name, stand_ins):
+@pytest.mark.parametrize(
+    "name, count, captures",
+    [(name, 3, [1]) for name in ("soe stage 1", "soe stage 2", "gal", "more")]
+    + [("dverge stage 2", 8, [2, 3, 4])],  # 2 an epoch, each of which draws a layer
+)
+def test_a_replayed_step_is_the_plain_step(name, count, captures, stand_ins):
     """New images and new weights go through it, and the trial steps leave no trace."""
-    plainly = steps_as_a_graph(name, 3, None)
-    replayed = steps_as_a_graph(name, 3, stand_ins["replayed"])
-    assert stand_ins["captures"] == 1
+    plainly = after_steps_as_a_graph(name, count, None)
+    replayed = after_steps_as_a_graph(name, count, stand_ins["replayed"])
+    assert stand_ins["captures"] in captures
     torch.testing.assert_close(replayed, plainly, rtol=0, atol=0)
-
-
-def test_a_graph_is_captured_again_where_dverge_draws_another_layer(stand_ins):
-    found = []
-    for replayed in (None, stand_ins["replayed"]):
-        loss = dverge.DvergeLoss()
-        found.append(
-            steps_as_a_graph("dverge stage 2", 8, replayed, loss.draw, loss)
-        )  # of 2 an epoch
-    assert 2 <= stand_ins["captures"] <= 4
-    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 def test_a_second_graph_in_one_process_finds_no_gradients_of_the_first(stand_ins):
@@ -309,13 +301,13 @@ def test_compile_and_graph_are_two_switches(monkeypatch):
     monkeypatch.setattr(speed, "replayed", lambda step, *_: f"{step}, as a graph")
     monkeypatch.setattr(speed, "compiled", lambda step, *_: f"{step}, compiled")
     monkeypatch.setattr(speed, "release", lambda *_: None)
-    parameters, used = [Namespace(device=torch.device("cuda"))], []
+    parameters, used = [Namespace(device=CUDA)], []
     model = Namespace(parameters=lambda: iter(parameters))
     for compile_, graph, compilable in [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)]:
         settings = Namespace(compile=bool(compile_), graph=bool(graph))
         speed.accelerate("a step", model, settings, bool(compilable))
-    both, graph, compiled = "compiled, as a graph", "as a graph", "compiled"
-    assert used == [f"a step, {how}" for how in (both, graph, compiled, graph)]
+    graph = "a step, as a graph"
+    assert used == ["a step, compiled, as a graph", graph, "a step, compiled", graph]
 
 
 def test_experts_on_streams_wait_for_what_was_before_and_are_waited_for(stand_ins):
@@ -324,10 +316,12 @@ def test_experts_on_streams_wait_for_what_was_before_and_are_waited_for(stand_in
     stand_ins["waits"].clear()
     with beside():
         assert {stand_ins["now"] for _ in model.experts} == {"main"}  # a plain loop
-        found = [(stand_ins["now"], expert) for expert in model.experts.side_by_side()]
+        names, experts = [], []
+        for expert in model.experts.side_by_side():
+            names.append(stand_ins["now"])
+            experts.append(expert)
         assert list(model.state_dict()) == list(a_model("plain", depth=2)[0].state_dict())
-    assert [expert for _, expert in found] == list(before) and model.experts is before
-    names = [name for name, _ in found]
+    assert experts == list(before) and model.experts is before
     assert len(set(names)) == 3 and "main" not in names and stand_ins["now"] == "main"
     forks, joins = [(n, "main") for n in names], [("main", n) for n in names]
     assert stand_ins["waits"] == forks + joins
@@ -369,13 +363,13 @@ def test_no_loss_takes_from_two_experts_within_a_loop_over_them(name, stand_ins,
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_replayed_cuda_graph_is_the_plain_step(name, streams, monkeypatch):
     monkeypatch.setitem(speed.SWITCHES, "streams", streams)
-    how = {"compilable": name in COMPILABLE}
-    ways = ({"compile": False, "graph": False}, {"compile": True, "graph": True})
-    plainly, fast = (after_steps(name, 3, "cuda", how, depth=2, **way) for way in ways)
+    plainly, fast = (
+        after_steps(name, 3, "cuda", depth=2, compile=on, graph=on) for on in (False, True)
+    )
     torch.testing.assert_close(fast, plainly, rtol=1e-3, atol=1e-4)
 
 
-# ---------------------------------------------------------------------- devices, times, scaling
+# -------------------------------------------------------------------------- devices, precision
 
 
 def test_float32_is_float32_on_a_gpu_too():
@@ -388,31 +382,13 @@ def test_float32_is_float32_on_a_gpu_too():
 @pytest.mark.parametrize("capability, precision, why", [(7, "float32", "GPU"), (8, "bfloat16", "")])
 def test_precision_is_what_the_gpu_multiplies(capability, precision, why, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 5))
-    device = torch.device("cuda")
-    assert options.best_precision(device) == precision
-    assert why in options.why_precision(device, precision)
+    assert options.best_precision(CUDA) == precision
+    assert why in options.why_precision(CUDA, precision)
     other = {"float32": "bfloat16", "bfloat16": "float32"}[precision]
-    assert options.why_precision(device, other) == "as asked"
+    assert options.why_precision(CUDA, other) == "as asked"
 
 
-def test_the_attacks_gradient_vanishes_in_float16_and_not_in_float32():
-    """Where an expert is sure of an image: why older GPUs train in float32."""
-    torch.manual_seed(0)
-    expert, zero = models.ResNet(8, 1, 10, 8).eval(), {}
-    with torch.no_grad():
-        expert.p_head.weight *= 200
-    x = torch.rand(64, 1, 8, 8)
-    y = expert.logits(x).argmax(1)
-    for precision in (torch.float32, torch.float16):
-        z = x.clone().requires_grad_()
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            loss = nn.functional.cross_entropy(expert.logits(z), y, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, z)
-        zero[precision] = int((grad == 0).flatten(1).all(1).sum())
-    assert zero[torch.float16] > zero[torch.float32] == 0
-
-
-# -------------------------------------------------------- a gathered forward
+# -------------------------------------------------------------------------- a gathered forward
 
 
 def test_running_the_answering_expert_alone_changes_nothing():
@@ -434,9 +410,8 @@ def test_running_the_answering_expert_alone_changes_nothing():
     assert sum(batches.values()) == 3 * 24 + 24  # who answers, then the answers
     b = model.combine(*model.all_experts(dense))
     torch.testing.assert_close(a, b)
-    (grad_a,), (grad_b,) = (
-        torch.autograd.grad(z.square().sum(), of) for z, of in ((a, alone), (b, dense))
-    )
+    (grad_a,) = torch.autograd.grad(a.square().sum(), alone)
+    (grad_b,) = torch.autograd.grad(b.square().sum(), dense)
     torch.testing.assert_close(grad_a, grad_b)
 
 
@@ -451,51 +426,49 @@ def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
     assert torch.equal(speed.gathered(model)(x), model(x))
 
 
-# -------------------------------------------------------- times
+# ----------------------------------------------------------------------------- times, scaling
 
 
-@pytest.mark.parametrize(
-    "seconds, text",
-    [
-        (0.0123, "12.3 ms"),
-        (3.456, "3.46 s"),
-        (42, "42 s"),
-        (1080, "18 min"),
-        (9000, "2.5 h"),
-    ],
-)
-def test_a_time_is_said_as_one_would_say_it(seconds, text):
-    assert duration(seconds) == text
+def test_a_time_is_said_as_one_would_say_it():
+    said = {0.0123: "12.3 ms", 3.456: "3.46 s", 42: "42 s", 1080: "18 min", 9000: "2.5 h"}
+    assert {seconds: duration(seconds) for seconds in said} == said
 
 
-def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refused):
-    small = {"n": 1, "batch_size": 4, "depth": 8, "steps": 1}
-    monkeypatch.setitem(scaling.BASE, "cpu", small)
-    monkeypatch.setitem(scaling.AXES, "n", (1, 2))
-    out = tmp_path / "scaling.png"
-    flags = ["--axes", "n", "--repeats", "1", "--device", "cpu", "--out", str(out)]
-    scaling.main(flags)
-    table = json.loads((tmp_path / "scaling.json").read_text())["tables"]["M, experts"]
-    assert list(table) == ["1", "2"] and out.exists()
-    one, two = table["1"], table["2"]
-    assert one["predicted 1"] == pytest.approx(one["stage 1"])  # the base, to which all is scaled
-    # By hand, S = 1: stage 1 has 2 M + 3 (M + M^2) units, 8 and 22; stage 2 8 and 2 + 2 + 12 = 16.
-    assert two["predicted 1"] / one["predicted 1"] == pytest.approx(22 / 8)
-    assert two["predicted 2"] / one["predicted 2"] == pytest.approx(16 / 8)
-    assert "scaling.png" in refused(scaling, *flags)  # the files are there
+@pytest.mark.parametrize("M, S", [(1, 1), (2, 1), (3, 4)])
+def test_predicted_units_are_those_that_a_step_costs(M, S):
+    counted = units_of_a_batch(METHODS["soe"], M, S)
+    assert counted == {stage: scaling.units(stage, M, S, gathered=False) for stage in (1, 2)}
+    saved = counted[2] - scaling.units(2, M, S, gathered=True)
+    assert saved == (S * (M - 2) if M > 1 else 0)  # backward passes of all but who answers
 
 
-def test_every_way_down_is_timed_by_itself(capsys):
-    """On a CPU; each line changes something, and nothing stays changed."""
-    before = dict(speed.SWITCHES)
-    settings = bench_step.soe_settings(**TOY | {"precision": "bfloat16"}, compile=False)
-    found = bench_step.ablation(*next(batches(1)), settings, repeats=1)
-    assert list(found) == list(bench_step.ways_down(torch.device("cpu"), settings))
-    assert all(len(times) == 2 and min(times) > 0 for times in found.values())
-    assert capsys.readouterr().out.count("\n") == 1 + len(found)
-    settings.compile = True
-    changes = list(bench_step.ways_down(torch.device("cuda"), settings).values())[1:]
-    changed = {name for change in changes for name in change}
-    changed |= set(bench_step.ways_down(torch.device("cpu"), settings)["+ gathered"])
-    assert set(speed.SWITCHES) | {"graph", "compile"} <= changed and all(changes)
+@pytest.fixture
+def small_steps(monkeypatch):
+    """bench_step at a size of moments."""
+    settings_of, small = bench_step.settings_of, TOY | {"batch_size": 16}
+    monkeypatch.setattr(
+        bench_step, "settings_of", lambda method, **more: settings_of(method, **small | more)
+    )
+    monkeypatch.setattr(METHODS["dverge"].losses[1], "layer", 1)  # which bench_step sets
+
+
+def test_a_step_of_each_method_is_timed(small_steps, tmp_path):
+    out = tmp_path / "steps.json"
+    bench_step.main(["--repeats", "1", "--device", "cpu", "--out", str(out)])
+    content = json.loads(out.read_text())
+    stages = {name: list(times) for name, times in content["seconds"].items()}
+    two = dict.fromkeys(("soe", "plain way", "dverge"), ["1", "2"])
+    assert stages == two | dict.fromkeys(("plain", "adp", "gal", "more"), ["1"])
+    assert all(time > 0 for times in content["seconds"].values() for time in times.values())
+    assert content["table 1"]["soe"] == 1 and len(content["table 1"]) == 5
+
+
+def test_every_speed_up_is_timed_by_itself(small_steps, tmp_path):
+    """On a CPU; nothing stays switched on or off."""
+    before, out = dict(speed.SWITCHES), tmp_path / "ways.json"
+    bench_step.main(["--ablate", "--repeats", "1", "--device", "cpu", "--out", str(out)])
+    ways = json.loads(out.read_text())["ways"]
+    assert len(ways) == 3 and all(len(times) == 2 and min(times) > 0 for times in ways.values())
     assert speed.SWITCHES == before
+    ways = [*bench_step.speed_ups(CPU).values(), *bench_step.speed_ups(CUDA).values()]
+    assert {name for way in ways for name in way} == {*speed.SWITCHES, "graph", "compile"}

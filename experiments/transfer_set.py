@@ -3,13 +3,12 @@
     python -m experiments.transfer_set --eps 0.1 --out set.npz
     python -m experiments.evaluate RUN --eps 0.1 --attack transfer3 transfer30 --transfer set.npz
 
-The surrogates are plain ensembles of 3, 5 and 8 ResNet20s, trained on clean images (kept, and used
-again, in --surrogates). Against each, with cross-entropy and with the CW loss, five attacks of 100
-steps of eps / 5 are made: PGD with momentum from 3 random starts, SGM, and M-DI2-FGSM, which makes
-30 variants of each image; the 3 variants are the three methods against 3 members with
-cross-entropy. An image counts as robust only if every variant is classified correctly. The protocol
-is that of DVERGE (Yang et al., NeurIPS 2020); the share of the image that input diversity leaves,
-0.9, is our choice.
+The surrogates are plain ensembles of 3, 5 and 8 ResNet20s, trained on clean images; --surrogates
+keeps them for the next set. Each is attacked with cross-entropy and with the CW loss, by PGD with
+momentum from 3 random starts, by SGM, and by M-DI2-FGSM, all in 100 steps of eps / 5: 30 variants
+of each image. The 3 variants are one of each method, with cross-entropy, against 3 members. An
+image counts as robust only if every variant is classified correctly. The protocol is that of DVERGE
+(Yang et al., NeurIPS 2020); the size that input diversity leaves, 0.9 of each side, is our choice.
 """
 
 import io
@@ -36,6 +35,7 @@ from support.printing import percent
 
 SIZES = (3, 5, 8)  # members of the surrogates
 LOSSES = {"ce": cross_entropy, "cw": cw_loss}
+ARRAYS = ("images", "indices", "in_3")  # of the file
 METHODS = ("pgd-1", "sgm", "di2", "pgd-2", "pgd-3")  # the first three are those of the 3 variants
 
 
@@ -48,7 +48,7 @@ def mpgd(
 
 @contextmanager
 def decayed_residuals(model: nn.Module, gamma: float):
-    """Within it, gradients that flow back through a residual branch are multiplied by gamma."""
+    """Within it, every residual branch multiplies the gradients that flow back by gamma."""
 
     def hook(block: nn.Module, inputs: tuple, output: Tensor) -> None:
         if output.requires_grad:
@@ -64,13 +64,7 @@ def decayed_residuals(model: nn.Module, gamma: float):
 
 
 def sgm(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    loss: Loss,
-    steps: int,
-    gamma: float = 0.2,
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, loss: Loss, steps: int, gamma: float = 0.2
 ) -> Tensor:
     """Skip Gradient Method, Wu et al., ICLR 2020: more gradient from the skip connections."""
     with decayed_residuals(model, gamma):
@@ -78,8 +72,8 @@ def sgm(
 
 
 def diversify(x: Tensor, probability: float, least: float = 0.9) -> Tensor:
-    """With `probability` the batch x [B, C, H, W] is shrunk to a random size, from `least` of its
-    sides up, and put somewhere on black."""
+    """Shrinks the batch x [B, C, H, W], with `probability`, to `least` of its sides or more, and
+    puts it somewhere on black."""
     if torch.rand(()) >= probability:
         return x
     height, width = x.shape[2:]
@@ -112,61 +106,58 @@ def surrogate(dataset: data.Data, size: int, args: Namespace) -> nn.Module:
     flags += [f"--epochs={args.epochs}"] if args.epochs else []
     train_or_resume(plain.main, folder, args.data, args.device, flags)
     settings = checkpoints.load(folder)["settings"]
-    if (settings["method"], settings["n"], settings["eps"]) != ("plain", size, 0):
-        what = f"plain ensemble of {size} trained on clean images"
-        raise ValueError(f"{folder} holds no {what}: name another folder")
-    if settings["data_checksum"] != dataset.checksum:
-        raise ValueError(f"{folder} was trained on other images: name another folder")
+    wanted = {"method": "plain", "n": size, "eps": 0, "data_checksum": dataset.checksum}
+    if any(settings[key] != value for key, value in wanted.items()):
+        members = f"plain ensemble of {size} trained on these images, clean"
+        raise ValueError(f"{folder} holds no {members}: name another folder")
     return infer.load(folder, options.pick_device(args.device))
 
 
-def variants(
+def make_variants(
     models: dict[int, nn.Module], x: Tensor, y: Tensor, eps: float, steps: int, seed: int
 ) -> tuple[list[str], Tensor]:
     """Names, and images [V, N, C, H, W] on the CPU, of all variants of x [N, C, H, W]."""
-    makers = {"pgd": mpgd, "sgm": sgm, "di2": di2}
-    names = [f"{size} {loss} {way}" for size in models for loss in LOSSES for way in METHODS]
+    attacks = {"pgd": mpgd, "sgm": sgm, "di2": di2}
+    names = [f"{size} {loss} {method}" for size in models for loss in LOSSES for method in METHODS]
     images = []
     for number, name in enumerate(tqdm(names, "variants", disable=None)):
-        size, loss, way = name.split()
+        size, loss, method = name.split()
         torch.manual_seed(seed + number)
-        make = partial(makers[way.split("-")[0]], eps=eps, loss=LOSSES[loss], steps=steps)
-        images.append(in_batches(make)(models[int(size)], x, y).cpu())
+        attack = partial(attacks[method[:3]], eps=eps, loss=LOSSES[loss], steps=steps)
+        images.append(in_batches(attack)(models[int(size)], x, y).cpu())
     return names, torch.stack(images)
 
 
 def load_transfer(
-    path: str, dataset: data.Data, eps: list[float], count: int | None
+    path: str, dataset: data.Data, radii: list[float], count: int | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A file that this script wrote: numbers of test images [N], and {"transfer3" and "transfer30":
     [V, N, C, H, W]}, cut to `count` images.
 
-    Raises FileNotFoundError; ValueError where it is damaged, or of other data, shape or eps.
+    Raises FileNotFoundError; ValueError where it is damaged, or of other data or eps.
     """
     with files.reading(path, "file of experiments/transfer_set.py"):
         files.check_archive(path)
         with np.load(path, allow_pickle=False) as file:
-            images, indices, in_3 = (
-                torch.from_numpy(file[k]) for k in ("images", "indices", "in_3")
-            )
-            checksum, data_name, made_at = (file[key].item() for key in ("checksum", "data", "eps"))
-        if images.ndim != 5 or len(indices) != images.shape[1] or len(in_3) != len(images):
-            raise ValueError("its arrays do not fit each other")
-    if checksum != dataset.checksum or tuple(images.shape[2:]) != dataset.image_shape:
+            images, indices, in_3 = (torch.from_numpy(file[k]) for k in ARRAYS)
+            checksum, data_name, eps = (file[key].item() for key in ("checksum", "data", "eps"))
+    if checksum != dataset.checksum:
         raise ValueError(f"{path} was made for {data_name}, not for {dataset.name}: make another")
-    if any(abs(e - made_at) > 1e-9 for e in eps):
-        raise ValueError(f"{path} was made at eps {made_at:g}: give --eps {made_at:g}")
+    if any(abs(radius - eps) > 1e-9 for radius in radii):
+        raise ValueError(f"{path} was made at eps {eps:g}: give --eps {eps:g}")
     if count is not None and count > len(indices):
         raise ValueError(f"--images is {count}: {path} has {len(indices)} images")
-    known = torch.isin(indices, torch.arange(len(dataset.x_test))).all()
-    if not known or len(indices.unique()) < len(indices) or in_3.dtype != torch.bool:
-        raise ValueError(f"{path} is damaged: its indices or variants are not those of test images")
-    low, high = (dataset.x_test[indices].float() / 255 + e for e in (-made_at, made_at))
-    if not ((images >= low.clamp(0) - 1e-6) & (images <= high.clamp(max=1) + 1e-6)).all():
-        raise ValueError(f"{path} is damaged: images lie outside the ball, or are NaN")
+    with files.reading(path, "file of experiments/transfer_set.py"):
+        if (indices < 0).any() or len(indices.unique()) < len(indices):
+            raise ValueError("its indices are not those of test images")
+        x = dataset.x_test[indices].float() / 255
+        if not ((images - x).abs() <= eps + 1e-6).all() or images.min() < 0 or images.max() > 1:
+            raise ValueError("images lie outside the ball, or are NaN")
     images, indices = images[:, :count], indices[:count]
     variants = {"transfer3": images[in_3]}
-    return indices, variants | ({"transfer30": images} if len(images) == 30 else {})
+    if len(images) == 30:
+        variants["transfer30"] = images
+    return indices, variants
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -177,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", required=True, metavar="FILE", help="the .npz file to write")
     add("--surrogates", metavar="DIR", help="their runs (default: runs/DATA-surrogates)")
     add("--epochs", type=count, help="of the surrogates (default: as in training)")
-    add("--images", type=count, help="test images (default: at most 1000)")
+    add("--images", type=count, help="at most so many test images (default: 1000)")
     add("--steps", type=count, default=100, help="of each attack")
     add("--seed", type=options.seed, default=0, help="(default: 0)")
     options.add_device(parser)
@@ -192,20 +183,18 @@ def run(args: Namespace) -> None:
     files.check_new(out, ".npz", "--out")
     dataset = data.load(args.data)
     chosen = dataset.choose_test_images(args.images or data.MAX_IMAGES)
-    if args.images and args.images > len(chosen):
-        raise ValueError(f"--images is {args.images}: there are {len(chosen)}")
     x, y = dataset.test_images(options.pick_device(args.device), chosen)
     models = {size: surrogate(dataset, size, args) for size in SIZES}
     for size, model in models.items():
         correct = model.combine(*ask_experts(model, x)).argmax(-1) == y
         print(f"surrogate of {size}: clean accuracy {percent(correct):.1f} %")
-    names, images = variants(models, x, y, args.eps, args.steps, args.seed)
+    names, images = make_variants(models, x, y, args.eps, args.steps, args.seed)
     buffer = io.BytesIO()
     np.savez(
         buffer,
         images=images.numpy(),
         indices=chosen.numpy(),
-        in_3=np.array([name in {f"3 ce {way}" for way in METHODS[:3]} for name in names]),
+        in_3=np.array([name in {f"3 ce {method}" for method in METHODS[:3]} for name in names]),
         variants=np.array(names),
         labels=y.cpu().numpy(),
         checksum=dataset.checksum,
