@@ -12,8 +12,10 @@ import train_collab
 import train_submodel
 from baselines import adp, dverge, gal, more, plain
 from baselines.models import build
+from baselines.plain import PlainSettings, jointly_loss, plain_loss, together_loss
 from support import options
-from train_submodel import Settings, SoESettings, TrainingLoss
+from train_collab import CollabSettings, stage2_loss
+from train_submodel import Settings, SoESettings, TrainingLoss, stage1_loss
 
 
 class Method(NamedTuple):
@@ -21,35 +23,24 @@ class Method(NamedTuple):
     settings: type[Settings]  # its options
     model: str  # as in baselines.models.build
     losses: tuple[TrainingLoss, ...]  # stage by stage
-    flags: tuple[str, ...] = ()  # of its main
+    flags: str = ""  # of its main
     not_compiled: tuple[int, ...] = ()  # stages whose loss torch.compile cannot take
 
 
-STAGE_1, STAGE_2 = train_submodel.stage1_loss, train_collab.stage2_loss
+# fmt: off
 METHODS = {
-    "soe": Method(
-        train_collab.main, train_collab.CollabSettings, "collaboration", (STAGE_1, STAGE_2)
-    ),
-    "soe-stage1": Method(train_submodel.main, SoESettings, "collaboration", (STAGE_1,)),
-    "plain": Method(plain.main, plain.PlainSettings, "ensemble", (plain.plain_loss,)),
-    "plain-together": Method(
-        plain.main, plain.PlainSettings, "ensemble", (plain.together_loss,), ("--together",)
-    ),
-    "plain-jointly": Method(
-        plain.main, plain.PlainSettings, "ensemble", (plain.jointly_loss,), ("--jointly",)
-    ),
+    "soe": Method(train_collab.main, CollabSettings, "collaboration", (stage1_loss, stage2_loss)),
+    "soe-stage1": Method(train_submodel.main, SoESettings, "collaboration", (stage1_loss,)),
+    "plain": Method(plain.main, PlainSettings, "ensemble", (plain_loss,)),
+    "plain-together": Method(plain.main, PlainSettings, "ensemble", (together_loss,), "--together"),
+    "plain-jointly": Method(plain.main, PlainSettings, "ensemble", (jointly_loss,), "--jointly"),
     "adp": Method(adp.main, adp.AdpSettings, "ensemble", (adp.adp_loss,)),
-    "gal": Method(gal.main, gal.GalSettings, "ensemble", (gal.gal_loss,), (), (1,)),
-    "dverge": Method(
-        dverge.main,
-        dverge.DvergeSettings,
-        "ensemble",
-        (plain.plain_loss, dverge.DvergeLoss()),
-        (),
-        (2,),
-    ),
+    "gal": Method(gal.main, gal.GalSettings, "ensemble", (gal.gal_loss,), not_compiled=(1,)),
+    "dverge": Method(dverge.main, dverge.DvergeSettings, "ensemble",
+                     (plain_loss, dverge.DvergeLoss()), not_compiled=(2,)),
     "more": Method(more.main, Settings, "mixture", (more.more_loss,)),
 }
+# fmt: on
 
 
 def units_of_a_batch(

@@ -89,7 +89,11 @@ def plan(args: Namespace, data_name: str) -> dict[str, tuple[str, list[str]]]:
             of = {"depth": depth, "n": args.n, "eps": f"{eps:g}", "epochs": epochs, "seed": seed}
             name = f"{data_name}-{method.replace(' --', '-').replace(' ', '').replace('/', '_')}"
             name += "".join(f"-{k}{v}" for k, v in of.items())
-            flags = [*METHODS[words[0]].flags, *words[1:], *(f"--{k}={v}" for k, v in of.items())]
+            flags = [
+                *METHODS[words[0]].flags.split(),
+                *words[1:],
+                *(f"--{k}={v}" for k, v in of.items()),
+            ]
             runs[name] = method, flags
     return runs
 

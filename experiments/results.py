@@ -95,7 +95,9 @@ def comparison(runs: pd.DataFrame) -> str:
     cells[f"{last} less {first}'s"] = pairs.groupby("method")["difference"].agg(signed)
     parts = [table(cells.join(methods[["alone", "any"]].agg(accuracy)))]
     for method, seed, record in zip(runs["method"], runs["seed"], runs["record"]):
-        parts += [f"Doubtful, {method}, seed {seed}: {doubt}." for doubt in record.get("doubts", [])]
+        parts += [
+            f"Doubtful, {method}, seed {seed}: {doubt}." for doubt in record.get("doubts", [])
+        ]
     return "\n\n".join(parts)
 
 
