@@ -12,9 +12,8 @@ The same command resumes what was interrupted; the table shows whatever has fini
 does the second of five parts, on another machine for instance. A run that fails does not stop the
 others; the exit status is then 1.
 
-Cost is counted in units (`baselines.methods.units_of_a_batch`): one member's forward pass on one
-batch. A step of an attack costs 2, and learning a batch 3. `--equal-cost` scales the epochs so that
-each method costs as much as the first one named.
+`--equal-cost` scales the epochs so that each method costs as much as the first one named, in the
+units of `baselines.methods.units_of_a_batch`.
 """
 
 import contextlib

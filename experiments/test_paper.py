@@ -1,13 +1,12 @@
 """Statements about the paper's tables and claims that must hold."""
 
-import json
 import re
-from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import claims, compare, paper, records, results
+from experiments import claims, paper, records, results
 from experiments.claims import LARGE, MIDDLE, SMALL, Evidence, Place, verdict
 
 TABLE = {row: {"clean": 50.0} for row in ("expert 1", "expert 2", "expert 3", "any")}
@@ -183,11 +182,19 @@ def paper_at(folder, *words):
     paper.main([*words, *flags, "--device", "cpu"])
 
 
-def test_the_dry_run_says_what_is_missing_and_writes_nothing(tiny, tmp_path, capsys):
-    paper_at(tmp_path, "all", "--dry-run")
-    *runs, total = capsys.readouterr().out.splitlines()
-    names = [line.split(":")[0].split()[-1] for line in runs]
-    assert len(set(names)) == len(names) > 20 and "in all, on cpu" in total
+def test_the_dry_run_names_every_run_once_even_in_two_shards_and_writes_nothing(
+    tiny, tmp_path, capsys
+):
+    def named(*words):
+        paper_at(tmp_path, *words, "--dry-run")
+        *runs, total = capsys.readouterr().out.splitlines()
+        assert "in all, on cpu" in total
+        return [line.split(":")[0].split()[-1] for line in runs]
+
+    assert len(set(named("all"))) == len(named("all")) > 20
+    for name in ("table3", "figure3"):
+        halves = named(name, "--shard", "1/2") + named(name, "--shard", "2/2")
+        assert sorted(halves) == sorted(named(name))
     assert not list(tmp_path.iterdir())
 
 
@@ -203,18 +210,6 @@ def test_a_table_is_trained_once_and_printed_with_its_claims(tiny, tmp_path, cap
     assert capsys.readouterr().out.count("there  digits-") == 3
 
 
-def test_two_shards_do_every_run_once(tiny):
-    args = {"data": None, "scale": "digits", "out": "o", "results": "r", "device": None}
-
-    def runs(name, *shard):
-        jobs = paper.comparisons(name, Namespace(**args, shard=shard))
-        return [run.name for job in jobs for run in compare.shard(job, "digits")]
-
-    for name in ("table3", "figure3"):
-        whole = runs(name, 1, 1)
-        assert len(whole) > 9 and sorted(runs(name, 1, 2) + runs(name, 2, 2)) == sorted(whole)
-
-
 def test_what_is_recorded_of_a_table_is_not_needed_again(tmp_path, capsys):
     paper.main(["table3", "--dry-run", "--device", "cpu", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
@@ -222,25 +217,21 @@ def test_what_is_recorded_of_a_table_is_not_needed_again(tmp_path, capsys):
 
 
 def test_images_of_other_networks_are_made_once_for_an_eps(tiny, tmp_path, monkeypatch):
-    made, attacked = [], []
+    calls = []
+
+    def write(flags):
+        calls.append(flags)
+        Path(flags[-1].removeprefix("--out=")).write_text("{}")
+
     monkeypatch.setitem(paper.SCALES, "digits", tiny._replace(images=1000))
-
-    def make(flags):
-        assert "--images=360" in flags  # there are no more
-        made.append(flags)
-        open(flags[-1].removeprefix("--out="), "w").close()
-
-    def attack(flags):
-        attacked.append(flags[0])
-        with open(flags[-1].removeprefix("--out="), "w") as file:
-            json.dump({}, file)
-
-    monkeypatch.setattr(paper.transfer_set, "main", make)
-    monkeypatch.setattr(paper.evaluate, "main", attack)
+    monkeypatch.setattr(paper.transfer_set, "main", write)
+    monkeypatch.setattr(paper.evaluate, "main", write)
     monkeypatch.setattr(paper, "show", lambda *_: None)
     for _ in range(2):
         paper_at(tmp_path, "figure2")
-    assert len(made) == 1 and len(attacked) == 2 == len(set(attacked))
+    made, *attacked = calls
+    assert "--images=360" in made and made[-1].endswith(".npz")  # there are no more images
+    assert len(attacked) == 2 == len({flags[0] for flags in attacked})
 
 
 @pytest.mark.parametrize(
