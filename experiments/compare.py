@@ -53,8 +53,8 @@ def known_method(text: str) -> str:
         raise ArgumentTypeError(f"unknown method {text!r}: it must begin with {', '.join(METHODS)}")
     for flag in flags:
         if flag.split("=")[0] in SHARED:
-            where = "give it to the comparison itself"
-            raise ArgumentTypeError(f"{flag} in {text!r} would differ between methods: {where}")
+            advice = "give it to the comparison itself"
+            raise ArgumentTypeError(f"{flag} in {text!r} would differ between methods: {advice}")
     return text
 
 
@@ -94,8 +94,8 @@ def plan(args: Namespace, data_name: str) -> list[Run]:
         values = {"depth": depth, "n": args.n, "eps": f"{eps:g}", "epochs": epochs, "seed": seed}
         name = f"{data_name}-{method.replace(' --', '-').replace(' ', '').replace('/', '_')}"
         name += "".join(f"-{key}{value}" for key, value in values.items())
-        start, *own_flags = method.split()
-        script = METHODS[start]
+        base, *own_flags = method.split()
+        script = METHODS[base]
         flags = [*script.flags.split(), *own_flags, *(f"--{k}={v}" for k, v in values.items())]
         command = " ".join(["python -m", script.main.__module__, f"--data={args.data}", *flags])
         runs[name] = Run(name, method, script, flags, command, depth, eps, epochs)

@@ -70,7 +70,7 @@ RUNS = {  # [(methods, M, seeds or None for the scale's)]
 
 def comparisons(name: str, args: Namespace) -> list[Namespace]:
     """What a table or figure needs, each as the arguments of a comparison."""
-    scale, needed = SCALES[args.scale], []
+    scale, jobs = SCALES[args.scale], []
     places = [([depth], eps) for depth, eps in scale.eps.items()]
     if name == "table4":
         places = [(scale.depths, [0])]
@@ -85,8 +85,8 @@ def comparisons(name: str, args: Namespace) -> list[Namespace]:
         vars(job).update(seeds=seeds or scale.seeds, epochs=scale.epochs, shard=args.shard)
         vars(job).update(data=args.data or scale.data, device=args.device)
         vars(job).update(out=f"{args.out}/{args.scale}", results=f"{args.results}/{scale.folder}")
-        needed.append(job)
-    return needed
+        jobs.append(job)
+    return jobs
 
 
 def is_there(path: Path, args: Namespace) -> bool:
@@ -134,8 +134,8 @@ def on_transferred(job: Namespace, args: Namespace) -> None:
     dataset, out, results = data.load(job.data), Path(args.out), Path(args.results, "transfer")
     results.mkdir(parents=True, exist_ok=True)
     for run in compare.shard(job, dataset.name):
-        folder, kept = Path(job.out, run.name), results / f"{run.name}.json"
-        if is_there(kept, args) or not (folder / "metrics.json").exists():
+        folder, record = Path(job.out, run.name), results / f"{run.name}.json"
+        if is_there(record, args) or not (folder / "metrics.json").exists():
             continue
         images = out / f"{dataset.name}-eps{run.eps:g}.npz"
         flags = [f"--data={job.data}", f"--eps={run.eps:g}", f"--device={job.device}"]
@@ -143,7 +143,7 @@ def on_transferred(job: Namespace, args: Namespace) -> None:
         if not images.exists():
             surrogates = out / f"{dataset.name}-surrogates"
             transfer_set.main([*flags, f"--surrogates={surrogates}", f"--out={images}"])
-        flags += ["--attack", *claims.TRANSFER, f"--transfer={images}", f"--out={kept}"]
+        flags += ["--attack", *claims.TRANSFER, f"--transfer={images}", f"--out={record}"]
         with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
             evaluate.main([str(folder), *flags])
         print(f"{run.name}: attacked by {images}")
@@ -203,8 +203,8 @@ def main(argv: list[str] | None = None) -> None:
     options.add_device(parser)
     add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/paper", metavar="DIR", help="folder of all the runs")
-    where = "folder of their JSON files (default: results in --out, beside the project's records)"
-    add("--results", metavar="DIR", help=where)
+    text = "folder of their JSON files (default: results in --out, beside the project's records)"
+    add("--results", metavar="DIR", help=text)
     args, failed = parser.parse_args(argv), 0
     with parser.errors_in_one_line():
         args.stored = {} if args.results else records.stored()
