@@ -4,23 +4,19 @@
     python -m experiments.paper table3 --scale photos --data cifar10-10000.npz --dry-run
     python -m experiments.paper all --scale full --shard 2/8   # CIFAR-10 as in the paper: for GPUs
 
-NAME is table1 .. table4, figure1 .. figure4, or all. The scales are digits (depths 2 and 8; eps
-others than the paper's, as digits are easier), photos (10,000 images of `experiments.subset`,
-depths 2 and 8, 12 epochs), and full (CIFAR-10, depth 20, 100 epochs). Every run is trained and
-attacked by experiments/compare.py and leaves one JSON file in --results, for figures 2 to 4 a
-second one. What is there, or among the project's records, is used again, so that the same command
-resumes what was interrupted; to repeat what is recorded, name a folder as --results. Table 1 is
-timed by `experiments.bench_step`.
+NAME is table1 .. table4, figure1 .. figure4, or all. experiments/compare.py trains and attacks the
+runs, and leaves one JSON file of each in --results; figures 2 to 4 add a second one. A run whose
+file is there, or among the project's records, is not repeated: to repeat what is recorded, name a
+folder as --results. Table 1 is timed by `experiments.bench_step`.
 
-The numbers of the paper are in paper.json, its claims and how they are judged in claims.py.
+The numbers of the paper are in paper.json, its claims and their judge in claims.py.
 """
 
 import contextlib
 import json
-import re
-import time
 from argparse import Namespace
-from collections.abc import Container
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,16 +25,11 @@ import torch.nn.functional as F
 
 import data
 import xor_demo
-from experiments import claims, compare, evaluate, records, transfer_set
-from experiments.claims import STRONGER
+from experiments import bench_step, claims, compare, evaluate, records, transfer_set
 from experiments.results import MAKERS
 from models import ResNet
 from support import files, options, speed
 from support.printing import duration
-
-NAMES = "table3 table2 table4 figure3 figure4 figure2 figure1 table1".split()
-DECIDING = ["soe", "plain-together", "gal", "plain-jointly"]  # three seeds at each scale
-OTHERS = ["soe-stage1", "plain", "adp", "more", "dverge"]
 
 
 class Scale(NamedTuple):
@@ -48,220 +39,183 @@ class Scale(NamedTuple):
     folder: str  # of their results
     epochs: int
     images: int
-    eps: dict[int, list[float]]  # by depth
-    depths: list[int]  # Table 4's
     seeds: int  # of the methods that decide nothing
+    eps: dict[int, list[float]]  # by depth
+    depths: list[int] = [2, 8, 14, 20]  # Table 4's
 
 
-SCALES = {
+SCALES = {  # digits bear more than the paper's eps
     "digits": Scale(
-        data="digits",
-        folder="compare",
-        epochs=30,
-        images=data.MAX_IMAGES,
-        eps={2: [0.02, 0.05, 0.1], 8: [0.1, 0.2, 0.3]},
-        depths=[2, 8, 14, 20],
-        seeds=3,
+        "digits", "compare", 30, data.MAX_IMAGES, 3, {2: [0.02, 0.05, 0.1], 8: [0.1, 0.2, 0.3]}
     ),
     "photos": Scale(
-        data="cifar10-jpeg-10000.npz",
-        folder="photos",
-        epochs=12,
-        images=500,
-        eps={8: [0.02, 0.03, 0.05], 2: [0.03]},
-        depths=[2, 8, 14, 20],
-        seeds=1,
+        "cifar10-jpeg-10000.npz", "photos", 12, 500, 1, {8: [0.02, 0.03, 0.05], 2: [0.03]}
     ),
-    "full": Scale(
-        data="cifar10",
-        folder="full",
-        epochs=100,
-        images=data.MAX_IMAGES,
-        eps={20: [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07]},
-        depths=[2, 8, 14, 20],
-        seeds=1,
-    ),
+    "full": Scale("cifar10", "full", 100, data.MAX_IMAGES, 1, {20: [n / 100 for n in range(1, 8)]}),
+}
+DECIDING = ["soe", "plain-together", "gal", "plain-jointly"]
+OTHERS = ["soe-stage1", "plain", "adp", "more", "dverge"]
+BY_NUMBER = [(["soe", "plain-together"], M, None) for M in range(1, 6)]
+RUNS = {  # [(methods, M, seeds or None for the scale's)]
+    "table3": [(DECIDING, 3, 3), (OTHERS, 3, None)],
+    "table2": [(["soe"], 3, 3)],
+    "table4": [(["soe"], 3, None), (["plain"], 1, None), (["plain"], 3, None)],
+    "figure3": BY_NUMBER,
+    "figure4": BY_NUMBER,
+    "figure2": [(["soe", "soe-stage1"], 3, None)],
+    "figure1": [],
+    "table1": [],
 }
 
 
-def jobs(name: str, scale: Scale, args: Namespace) -> list[Namespace]:
-    """What experiments.compare has to do for a table or figure."""
-    found = []
-
-    def add(methods: list[str], depths: list[int], eps: list[float], M: int, seeds: int) -> None:
-        images = 10_000 if eps == [0] else scale.images  # clean images cost nothing
-        if args.scale == "digits":
-            methods = [STRONGER.get(method, method) for method in methods]
-        job = compare.comparison_parser().parse_args([])
-        vars(job).update(methods=methods, depth=depths, eps=eps, n=M, seeds=seeds, images=images)
-        vars(job).update(epochs=scale.epochs, data=args.data or scale.data, device=args.device)
-        vars(job).update(out=str(Path(args.out) / args.scale), shard=args.shard)
-        vars(job).update(results=str(Path(args.results) / scale.folder))
-        found.append(job)
-
+def comparisons(name: str, args: Namespace) -> list[Namespace]:
+    """What a table or figure needs, each as the arguments of a comparison."""
+    scale, jobs = SCALES[args.scale], []
+    places = [([depth], eps) for depth, eps in scale.eps.items()]
     if name == "table4":
-        for methods, M in ((["soe"], 3), (["plain"], 1), (["plain"], 3)):
-            add(methods, scale.depths, [0], M, scale.seeds)
-    for depth, eps in scale.eps.items():
-        if name == "table2":
-            add(["soe"], [depth], eps, 3, 3)
-        if name == "table3":
-            add(DECIDING, [depth], eps, 3, 3)
-            add(OTHERS, [depth], eps, 3, scale.seeds)
-        if name == "figure2":
-            add(["soe", "soe-stage1"], [depth], eps, 3, scale.seeds)
-        if name in ("figure3", "figure4") and depth == min(scale.eps):
-            for M in range(1, 6):
-                add(["soe", "plain-together"], [depth], eps, M, scale.seeds)
-    return found
+        places = [(scale.depths, [0])]
+    elif name in ("figure3", "figure4"):
+        places = [([min(scale.eps)], scale.eps[min(scale.eps)])]
+    for (depths, eps), (methods, M, seeds) in product(places, RUNS[name]):
+        if args.scale == "digits":
+            methods = [claims.STRONGER.get(method, method) for method in methods]
+        images = 10_000 if eps == [0] else scale.images  # clean images cost nothing
+        job = compare.comparison_parser().parse_args([])
+        vars(job).update(methods=methods, depth=depths, eps=eps, n=M, images=images)
+        vars(job).update(seeds=seeds or scale.seeds, epochs=scale.epochs, shard=args.shard)
+        vars(job).update(data=args.data or scale.data, device=args.device)
+        vars(job).update(out=f"{args.out}/{args.scale}", results=f"{args.results}/{scale.folder}")
+        jobs.append(job)
+    return jobs
 
 
-# ----------------------------------------------------------------------------------- the dry run
+def is_there(path: Path, args: Namespace) -> bool:
+    """Is a run's JSON file in its folder, or among the project's records?"""
+    return path.exists() or f"{path.parent.name}/{path.name}" in args.stored
 
 
-def seconds_of_a_unit(depth: int, dataset: data.Data, device: torch.device) -> float:
+def seconds_of_a_unit(dataset: data.Data, device: torch.device, depth: int) -> float:
     """Time of one forward pass of a batch of 128 here, half of a forward and a backward one."""
     settings = Namespace(precision=options.best_precision(device))
     channels, *sides = dataset.image_shape
-    network = ResNet(depth, channels, dataset.num_classes, tuple(sides)).to(device)
-    network = network.to(memory_format=torch.channels_last)
+    network = ResNet(depth, channels, dataset.num_classes, tuple(sides))
+    network = network.to(device, memory_format=torch.channels_last)
     x = torch.rand(128, *dataset.image_shape, device=device)
     y = torch.zeros(128, dtype=torch.long, device=device)
 
-    def step() -> float:
-        start = time.perf_counter()
+    def step(x: torch.Tensor, y: torch.Tensor) -> None:
         with speed.autocast(device, settings):
             loss = F.cross_entropy(network.logits(x), y)
         loss.backward()
-        network.p_head.bias.grad.sum().item()  # waits for a GPU
-        return time.perf_counter() - start
 
-    return min(step() for _ in range(4)) / 2
+    return min(bench_step.seconds(step, x, y) for _ in range(4)) / 2
 
 
-def show_plan(names: list[str], scale: Scale, args: Namespace) -> None:
+def show_plan(names: list[str], args: Namespace) -> None:
     """Prints the runs that these tables and figures need, what each costs, and what is there."""
-    dataset, device = data.load(args.data or scale.data), options.pick_device(args.device)
-    planned, costs, total = {}, {}, 0.0
-    for job in (job for name in names for job in jobs(name, scale, args)):
-        for run, (method, _) in compare.share(job, dataset.name).items():
-            planned[run] = job, method
-    for run, (job, method) in planned.items():
-        depth = int(re.search(r"-depth(\d+)-", run)[1])
-        stages = compare.units_of_a_batch(method, job.n, 10, eps=job.eps[0]).values()
-        units = sum(stages) / len(stages) * job.epochs * max(1, len(dataset.x_train) // 128)
-        kept = Path(job.results) / f"{run}.json"
-        if kept.exists() or f"{kept.parent.name}/{kept.name}" in args.stored:
-            print(f"{'there':>8}  {run}")
+    dataset = data.load(args.data or SCALES[args.scale].data)
+    device, batches = options.pick_device(args.device), max(1, len(dataset.x_train) // 128)
+    jobs = [job for name in names for job in comparisons(name, args)]
+    planned = {run.name: (run, job) for job in jobs for run in compare.shard(job, dataset.name)}
+    seconds, total = cache(partial(seconds_of_a_unit, dataset, device)), 0.0
+    for run, job in planned.values():
+        if is_there(Path(job.results, f"{run.name}.json"), args):
+            print(f"{'there':>8}  {run.name}")
             continue
-        if depth not in costs:
-            costs[depth] = seconds_of_a_unit(depth, dataset, device)
-        total += units * costs[depth]
-        print(f"{duration(units * costs[depth]):>8}  {run}: {units:,.0f} units")
+        units = compare.mean_units(run.method, job.n, run.eps) * run.epochs * batches
+        total += units * seconds(run.depth)
+        print(f"{duration(units * seconds(run.depth)):>8}  {run.name}: {units:,.0f} units")
     print(f"{duration(total):>8}  in all, on {options.device_name(device)}; attacking comes on top")
 
 
-# ---------------------------------------------------------------------------------------- the runs
-
-
-def on_transferred(job: Namespace, transfer: Path, results: Path, stored: Container[str]) -> None:
-    """Tries images made against other networks, made first where they are not there, on the runs of
-    a job at one eps that have no result yet."""
-    dataset = data.load(job.data)
-    for run in compare.share(job, dataset.name):
-        eps, kept = re.search(r"-eps([\d.e-]+)-", run)[1], results / f"{run}.json"
-        if kept.exists() or f"transfer/{kept.name}" in stored:
+def on_transferred(job: Namespace, args: Namespace) -> None:
+    """Tries the trained runs of a comparison on images that were made against other networks; makes
+    the images first, where they are not there."""
+    dataset, out, results = data.load(job.data), Path(args.out), Path(args.results, "transfer")
+    results.mkdir(parents=True, exist_ok=True)
+    for run in compare.shard(job, dataset.name):
+        folder, record = Path(job.out, run.name), results / f"{run.name}.json"
+        if is_there(record, args) or not (folder / "metrics.json").exists():
             continue
-        if not (Path(job.out) / run / "metrics.json").exists():
-            continue
-        images = transfer / f"{dataset.name}-eps{eps}.npz"
-        common = ["--data", job.data, "--eps", eps]
-        common += ["--images", str(min(job.images, len(dataset.x_test)))]
-        common += ["--device", job.device] if job.device else []
+        images = out / f"{dataset.name}-eps{run.eps:g}.npz"
+        flags = [f"--data={job.data}", f"--eps={run.eps:g}", f"--device={job.device}"]
+        flags += [f"--images={min(job.images, len(dataset.x_test))}"]
         if not images.exists():
-            surrogates = ["--surrogates", str(transfer / f"{dataset.name}-surrogates")]
-            transfer_set.main([*common, *surrogates, "--out", str(images)])
-        attack = ["--attack", *claims.TRANSFER, "--transfer", str(images), "--out", str(kept)]
-        with open(Path(job.out) / f"{run}.log", "a") as log, contextlib.redirect_stdout(log):
-            evaluate.main([str(Path(job.out) / run), *common, *attack])
-        print(f"{run}: attacked by {images}")
+            surrogates = out / f"{dataset.name}-surrogates"
+            transfer_set.main([*flags, f"--surrogates={surrogates}", f"--out={images}"])
+        flags += ["--attack", *claims.TRANSFER, f"--transfer={images}", f"--out={record}"]
+        with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
+            evaluate.main([str(folder), *flags])
+        print(f"{run.name}: attacked by {images}")
 
 
 def xor(path: Path) -> None:
     """Figure 1 from twenty random starts: {"vote", "joint", "trap": accuracies in percent}."""
-    found = {"command": "python -m experiments.paper figure1", "versions": options.versions()}
-    joint, trap = (
-        [xor_demo.accuracies(s, loss) for s in range(20)]
-        for loss in (xor_demo.collaboration_loss, xor_demo.trap_loss)
-    )
-    found |= {"vote": [vote for vote, *_ in joint], "joint": [of[1] for of in joint]}
+    vote, joint, _ = zip(*(xor_demo.accuracies(seed) for seed in range(20)))
+    _, trap, _ = zip(*(xor_demo.accuracies(seed, xor_demo.trap_loss) for seed in range(20)))
+    record = {"command": "python -m experiments.paper figure1", "versions": options.versions()}
+    record |= {"vote": vote, "joint": joint, "trap": trap}
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, json.dumps(found | {"trap": [of[1] for of in trap]}).encode())
+    files.write(path, json.dumps(record).encode())
 
 
-def show(name: str, results: Path, recorded: bool) -> None:
+def show(name: str, args: Namespace) -> None:
     """Prints a table or figure, ours beside the paper's, and the verdicts on its claims."""
     kind, number = name[:-1].title(), name[-1]
     maker = {"figure3": "figures34", "figure4": "figures34", "table1": "steps"}.get(name, name)
-    found = records.matching("*/*.json") if recorded else []
-    found += [records.read(path) for path in sorted(results.glob("*/*.json"))]
-    shown = records.matching("bench_step.json") if name == "table1" else found
+    results = records.matching("*/*.json") if args.stored else []
+    results += [records.read(path) for path in sorted(Path(args.results).glob("*/*.json"))]
+    shown = records.matching("bench_step.json") if name == "table1" else results
     print(f"\n{kind} {number}\n")
     if maker in MAKERS and shown:
         print(MAKERS[maker](records.frame(shown)))
     print()
-    for claim in claims.judged(records.frame(found)) if found else ():
-        of = claim.place.partition(", ")[2]
-        if of.startswith(kind) and number in of:
+    for claim in claims.judged(records.frame(results)) if results else ():
+        place = claim.place.partition(", ")[2]
+        if place.startswith(kind) and number in place:
             print(f"- {claim.text} ({claim.place}): {claim.verdict}")
             for one in claim.evidence:
                 print(f"    {one.where}: {one} {claim.says(one)}")
 
 
+def make(name: str, args: Namespace) -> int:
+    """Trains and attacks what a table or figure needs, and shows it; returns how many runs failed.
+    Raises ValueError, OSError, SystemExit."""
+    failed = 0
+    for job in comparisons(name, args):
+        failed += compare.train_and_attack(job, args.stored)[1]
+        if name.startswith("figure"):
+            on_transferred(job, args)
+    drawn = Path(args.results, "figure1", "xor.json")
+    if name == "figure1" and not args.stored and not drawn.exists():
+        xor(drawn)
+    show(name, args)
+    return failed
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.paper")
-    add = parser.add_argument
-    add(
-        "name",
-        metavar="NAME",
-        choices=[*sorted(NAMES), "all"],
-        help=", ".join(sorted(NAMES)) + ", all",
-    )
+    add, known = parser.add_argument, [*sorted(RUNS), "all"]
+    add("name", metavar="NAME", choices=known, help=", ".join(known))
     add("--scale", choices=SCALES, default="digits", help="how large the runs are")
     add("--data", help="the data set, where it is not the scale's own")
     add("--dry-run", action="store_true", help="say what would be run, and for how long")
     options.add_device(parser)
     add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/paper", metavar="DIR", help="folder of all the runs")
-    what = "folder of their JSON files (default: results in --out, beside the project's records)"
-    add("--results", metavar="DIR", help=what)
-    args = parser.parse_args(argv)
+    text = "folder of their JSON files (default: results in --out, beside the project's records)"
+    add("--results", metavar="DIR", help=text)
+    args, failed = parser.parse_args(argv), 0
     with parser.errors_in_one_line():
         args.stored = {} if args.results else records.stored()
-        args.results = args.results or str(Path(args.out) / "results")
-        failed = run(args)
+        args.results = args.results or f"{args.out}/results"
+        names = list(RUNS) if args.name == "all" else [args.name]
+        if args.dry_run:
+            show_plan(names, args)
+        else:
+            failed = sum(make(name, args) for name in names)
     if failed:
         parser.exit(1, f"runs that failed, as said above: {failed}\n")
-
-
-def run(args: Namespace) -> int:
-    """What `main` does; returns how many runs failed. Raises ValueError, OSError, SystemExit."""
-    scale, results, failed = SCALES[args.scale], Path(args.results), 0
-    names = NAMES if args.name == "all" else [args.name]
-    if args.dry_run:
-        show_plan(names, scale, args)
-        return 0
-    for name in names:
-        for job in jobs(name, scale, args):
-            failed += compare.run(job, args.stored)[1]
-            if name in ("figure2", "figure3", "figure4"):
-                (results / "transfer").mkdir(parents=True, exist_ok=True)
-                on_transferred(job, Path(args.out), results / "transfer", args.stored)
-        drawn = results / "figure1" / "xor.json"
-        if name == "figure1" and not args.stored and not drawn.exists():
-            xor(drawn)
-        show(name, results, bool(args.stored))
-    return failed
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Statements about the comparison that must hold."""
 
 import json
-from argparse import Namespace
+import shlex
 
 import numpy as np
 import pytest
@@ -10,28 +10,32 @@ from PIL import Image
 
 import train_submodel
 from baselines import plain
-from experiments import compare
+from experiments import compare, records
 from experiments.fixtures import arrays, same_weights
 from support import checkpoints
 
 SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd apgd --steps 2 --images 20".split()
 
 
-def compare_small(out, *flags):
-    compare.main([*SMALL, "--device", "cpu", "--out", str(out), *flags])
+def compare_small(out, words):
+    compare.main([*SMALL, "--device", "cpu", "--out", str(out), *shlex.split(words)])
 
 
 def results(out):
     """{method and seed: what its JSON file says}."""
-    found = [json.loads(path.read_text()) for path in out.glob("*.json")]
-    return {f"{r['method']} {r['settings']['seed']}": r for r in found}
+    contents = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    return {f"{record['method']} {record['settings']['seed']}": record for record in contents}
 
 
-def planned(**changed):
-    """`plan` of two methods at one depth and eps."""
-    asked = {"depth": [8], "eps": [0.1], "methods": ["soe", "plain-together"], "seeds": 1}
-    asked |= {"n": 3, "seed": 0, "epochs": 36, "equal_cost": False, "data": "digits"}
-    return compare.plan(Namespace(**asked | changed), "digits")
+def times(paths):
+    """{path: when it was written}."""
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def planned(words):
+    """The plan of a command at one depth and eps."""
+    words = ["--depth", "8", "--eps", "0.1", *shlex.split(words)]
+    return compare.plan(compare.comparison_parser().parse_args(words), "digits")
 
 
 # ----------------------------------------------------------------------------------- what it does
@@ -39,31 +43,27 @@ def planned(**changed):
 
 @pytest.mark.slow
 def test_two_shards_and_then_all_of_it_train_and_attack_nothing_twice(tmp_path, capsys):
-    flags = ["--methods", "soe", "adp", "adp --optimizer sgd", "--attack", "pgd", "square"]
-    flags += ["--queries", "5"]
-    compare_small(tmp_path, *flags, "--shard", "1/2")
+    words = "--methods soe adp 'adp --optimizer sgd' --attack pgd square --queries 5"
+    compare_small(tmp_path, f"{words} --shard 1/2")
     assert set(results(tmp_path)) == {"soe 0", "adp --optimizer sgd 0"}
-    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
-    compare_small(tmp_path, *flags, "--shard", "2/2")
-    assert {path: path.stat().st_mtime_ns for path in first} == first
-    every = {
-        path: path.stat().st_mtime_ns for path in [*tmp_path.glob("*/*"), *tmp_path.glob("*.json")]
-    }
+    first = times(tmp_path.glob("*/*"))
+    compare_small(tmp_path, f"{words} --shard 2/2")
+    assert times(first) == first
+    all_files = times([*tmp_path.glob("*/*"), *tmp_path.glob("*.json")])
     capsys.readouterr()
-    compare_small(tmp_path, *flags)
-    said = capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in every} == every
+    compare_small(tmp_path, words)
+    output = capsys.readouterr().out
+    assert times(all_files) == all_files
     assert set(results(tmp_path)) == {"soe 0", "adp 0", "adp --optimizer sgd 0"}
-    assert said.count("is there already") == 3 and said.count("| adp") == 2
+    assert output.count("is there already") == 3 and output.count("| adp") == 2
     assert Image.open(tmp_path / "compare-3.png").width > 400
     for log in tmp_path.glob("*.log"):
         assert "stage 1, epoch 1/" in log.read_text() and log.with_suffix("").is_dir()
 
 
-@pytest.mark.slow
-def test_a_result_says_how_to_repeat_it_and_what_was_found(tmp_path, capsys):
-    compare_small(tmp_path, "--methods", "soe", "plain --lr 0.05")
-    said = capsys.readouterr().out
+def test_a_result_says_how_to_repeat_it_and_what_came_out(tmp_path, capsys):
+    compare_small(tmp_path, "--methods soe 'plain --lr 0.05'")
+    output = capsys.readouterr().out
     for result in results(tmp_path).values():
         row = "collaboration" if result["method"] == "soe" else "vote"
         assert result["row"] == row and result["threads"] == torch.get_num_threads()
@@ -71,7 +71,7 @@ def test_a_result_says_how_to_repeat_it_and_what_was_found(tmp_path, capsys):
         assert set(result["correct"]) == {"clean", "pgd", "apgd", "worst"}
         for column, images in result["correct"].items():
             assert result["table"][row][column] == 100 * images.count("1") / 20
-            assert f"{result['table'][row][column]:.1f}" in said
+            assert f"{result['table'][row][column]:.1f}" in output
         per_batch = sum(compare.units_of_a_batch(result["method"], 2, 10).values())
         batches = 11 if row == "collaboration" else 22  # of each stage: 1,437 images, two epochs
         assert result["units"] == per_batch * batches
@@ -82,41 +82,32 @@ def test_a_result_says_how_to_repeat_it_and_what_was_found(tmp_path, capsys):
     assert same_weights(first, tmp_path / "again")
 
 
-@pytest.mark.slow
-def test_other_flags_images_or_attacks_under_the_same_name_are_noticed(tmp_path, refused):
+def test_what_is_there_is_used_only_for_the_same_flags_images_and_attacks(tmp_path, refused):
     own, out = str(tmp_path / "own.npz"), tmp_path / "runs"
     np.savez(own, **arrays())
-    plain_on = ["--methods", "plain", "--out", out, "--data"]
-    compare_small(out, "--methods", "plain", "--data", own)
-    again = [*SMALL, *plain_on, own]
-    assert "was evaluated in another way" in refused(compare, *again, "--attack", "fgsm")
+    words = f"--methods plain --data {own}"
+    compare_small(out, words)
+    trained = times(out.glob("*/model.pt"))
+    again = [*SMALL, *words.split(), "--out", out]
+    assert "is of another evaluation" in refused(compare, *again, "--attack", "fgsm")
+    compare_small(out, f"{words} --attack fgsm --results {tmp_path}/fgsm")
+    assert times(out.glob("*/model.pt")) == trained
+    assert set(results(tmp_path / "fgsm")["plain 0"]["correct"]) == {"clean", "fgsm"}
     with pytest.MonkeyPatch.context() as patch:
-        together = compare.METHODS["plain"]._replace(flags=("--together",))
+        together = compare.METHODS["plain"]._replace(flags="--together")
         patch.setitem(compare.METHODS, "plain", together)
-        assert "was made by python -m baselines.plain" in refused(compare, *again)
+        assert "is of another command (python -m baselines.plain" in refused(compare, *again)
     np.savez(own, **arrays(y_train=(np.arange(40) + 1) % 4))
-    assert "is of other images" in refused(compare, *again)
+    assert "is of another data set" in refused(compare, *again)
     (kept,) = out.glob("*.json")
     kept.unlink()
     assert "was trained on other images" in refused(compare, *again)
 
 
 @pytest.mark.slow
-def test_other_attacks_of_the_same_models_go_into_another_folder(tmp_path):
-    compare_small(tmp_path, "--methods", "plain")
-    (model,) = tmp_path.glob("*/model.pt")
-    trained = model.stat().st_mtime_ns
-    flags = ["--methods", "plain", "--attack", "fgsm", "--results", str(tmp_path / "fgsm")]
-    compare_small(tmp_path, *flags)
-    assert model.stat().st_mtime_ns == trained
-    assert set(results(tmp_path / "fgsm")["plain 0"]["correct"]) == {"clean", "fgsm"}
-
-
-@pytest.mark.slow
 def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
-    flags = ["--methods", "plain", "--seeds", "2", "--epochs", "4"]
-    compare_small(tmp_path / "whole", *flags)
-    save = checkpoints.save
+    words, save = "--methods plain --seeds 2 --epochs 4", checkpoints.save
+    compare_small(tmp_path / "whole", words)
 
     def stop(path, checkpoint):
         save(path, checkpoint)
@@ -125,11 +116,11 @@ def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(checkpoints, "save", stop)
-        compare_small(tmp_path / "cut", *flags)
+        compare_small(tmp_path / "cut", words)
     assert stopped.value.code == 130 and list(results(tmp_path / "cut")) == ["plain 0"]
     (second,) = (tmp_path / "cut").glob("*-seed1/model.pt")
     assert checkpoints.load(second)["epoch"] == 2
-    compare_small(tmp_path / "cut", *flags)
+    compare_small(tmp_path / "cut", words)
     assert "epoch 3/4" in (tmp_path / "cut" / f"{second.parent.name}.log").read_text()
     cut, whole = (results(tmp_path / name)["plain 1"]["correct"] for name in ("cut", "whole"))
     assert cut == whole
@@ -140,11 +131,23 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     sample_loss = train_submodel.sample_loss
     monkeypatch.setattr(train_submodel, "sample_loss", lambda *args: torch.nan * sample_loss(*args))
     with pytest.raises(SystemExit) as stopped:
-        compare_small(tmp_path, "--methods", "soe", "plain")
+        compare_small(tmp_path, "--methods soe plain")
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and "became NaN" in error
     assert error.endswith("runs that failed, as said above: 1\n")
     assert list(results(tmp_path)) == ["plain 0"]
+
+
+def test_models_trained_without_attacks_are_compared_on_clean_images(tmp_path, capsys):
+    compare_small(tmp_path, "--eps 0 --methods soe plain")
+    assert "| clean | clean less soe's |" in capsys.readouterr().out
+    assert all(set(result["correct"]) == {"clean"} for result in results(tmp_path).values())
+
+
+def test_a_method_without_the_last_attack_is_compared_by_what_it_has(tmp_path, capsys):
+    compare_small(tmp_path, "--methods soe 'plain --alpha 2/255' --attack pgd adaptive")
+    head, _, soe, plain = [row for row in capsys.readouterr().out.split("\n") if row[:1] == "|"]
+    assert "worst less soe's" in head and "| - | - |" in plain and "±" in plain
 
 
 # ---------------------------------------------------------------------------------------- the plan
@@ -152,12 +155,23 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
 
 def test_every_run_has_a_name_of_its_own_and_is_planned_once():
     methods = [*compare.METHODS, "soe --sigma 3", "soe --sigma 0.3"]
-    runs = planned(methods=methods * 2, eps=[0.1, 0.2, 0.1], depth=[2, 8, 8], seeds=3, seed=5)
-    assert len(runs) == len(methods) * 2 * 2 * 3
-    assert len({str(of) for of in runs.values()}) == len(runs)  # no two are the same
-    assert {flags[-1] for _, flags in runs.values()} == {"--seed=5", "--seed=6", "--seed=7"}
-    (flags,) = planned(methods=["soe --sigma 3"]).values()
-    assert flags == ("soe --sigma 3", ["--sigma", "3", *flags[1][2:]])
+    names = " ".join(map(shlex.quote, methods * 2))
+    runs = planned(f"--methods {names} --eps 0.1 0.2 0.1 --depth 2 8 8 --seeds 3 --seed 5")
+    assert len(runs) == len(methods) * 2 * 2 * 3 == len({run.name for run in runs})
+    assert len({(run.method, run.command) for run in runs}) == len(runs)  # no two are the same
+    assert {run.flags[-1] for run in runs} == {"--seed=5", "--seed=6", "--seed=7"}
+    (run,) = planned("--methods 'soe --sigma 3'")
+    assert run.method == "soe --sigma 3" and run.flags[:3] == ["--sigma", "3", "--depth=8"]
+
+
+def test_what_is_recorded_has_its_name_and_command_in_the_plan_and_is_not_done_again(tmp_path):
+    words = "--methods soe 'gal --optimizer sgd' --depth 2 --eps 0.1 --epochs 30 --seeds 3 --out"
+    words, stored = [*shlex.split(words), str(tmp_path / "compare")], records.stored()
+    args = compare.comparison_parser().parse_args(words)
+    for run in compare.plan(args, "digits"):
+        assert stored[f"compare/{run.name}.json"]["command"] == run.command
+    assert compare.train_and_attack(args, stored) == ([], 0)
+    assert not list((tmp_path / "compare").iterdir())
 
 
 EACH, PLAINLY = 2 * 3 * 4 + 3 * (3 + 9), 2 * 3 * 4 + 6 * 3  # 2 M S + 3 (M + M^2), 2 M S + 6 M
@@ -182,56 +196,23 @@ def test_counting_units_changes_no_random_number():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_recorded_already_is_not_done_again(tmp_path):
-    words = [*SMALL, "--methods", "soe", "plain", "--out", str(tmp_path / "set")]
-    args = compare.comparison_parser().parse_args(words)
-    names = {f"set/{name}.json" for name in compare.plan(args, "digits")}
-    assert compare.run(args, names) == ([], 0) and len(names) == 2
-    assert not list((tmp_path / "set").iterdir())
-
-
-def test_models_trained_without_attacks_are_compared_on_clean_images(tmp_path, capsys):
-    compare_small(tmp_path, "--eps", "0", "--methods", "soe", "plain")
-    assert "| clean | clean less soe's |" in capsys.readouterr().out
-    for result in results(tmp_path).values():
-        assert set(result["correct"]) == {"clean"}
-
-
-@pytest.mark.parametrize("flag", compare.OURS)
-def test_what_is_the_same_for_all_is_no_method_s_own(flag, tmp_path, refused):
-    flags = [*SMALL, "--out", tmp_path / "runs", "--methods", f"plain {flag}=1"]
-    assert f"{flag}=1 in 'plain {flag}=1' would differ" in refused(compare, *flags)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_flags_that_a_script_does_not_know_are_refused_before_anything_trains(tmp_path, refused):
-    flags = [*SMALL, "--out", tmp_path / "runs", "--methods", "soe"]
-    assert "arguments: --togther" in refused(compare, *flags, "plain --togther")
-    assert "--lr: -1 is out of range" in refused(compare, *flags, "more --lr -1")
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-def test_a_method_without_the_last_attack_is_compared_by_what_it_has(tmp_path, capsys):
-    compare_small(
-        tmp_path, "--methods", "soe", "plain --alpha 2/255", "--attack", "pgd", "adaptive"
-    )
-    head, _, soe, plain = [row for row in capsys.readouterr().out.split("\n") if row[:1] == "|"]
-    assert "worst less soe's" in head and "| - | - |" in plain and "±" in plain
-
-
 def test_equal_cost_is_more_epochs_of_a_cheaper_method():
-    assert compare.epochs_at_equal_cost("plain-together", "soe", 36, 3, 10) == 40  # 87 to 78
-    assert compare.epochs_at_equal_cost("soe", "soe", 36, 3, 10) == 36
-    assert compare.epochs_at_equal_cost("plain-together", "soe", 36, 3, 10, eps=0) == 36
-    flags = [flags for _, flags in planned(equal_cost=True).values()]
-    assert "--epochs=36" in flags[0] and "--epochs=40" in flags[1]
+    words = "--methods soe plain-together --epochs 36 --equal-cost"
+    assert [run.epochs for run in planned(words)] == [36, 40]  # 87 to 78 units
+    assert ["--epochs=40" in run.flags for run in planned(words)] == [False, True]
+    assert [run.epochs for run in planned(f"{words} --eps 0")] == [36, 36]
+
+
+# ------------------------------------------------------------------------------- what it cannot do
 
 
 @pytest.mark.parametrize(
-    "flags, message",
+    "words, message",
     [
         ("--methods soe magic", "unknown method 'magic'"),
+        *((f"--methods 'plain {flag}=1'", f"{flag}=1 in 'plain") for flag in compare.SHARED),
+        ("--methods soe 'plain --togther'", "arguments: --togther"),
+        ("--methods soe 'more --lr -1'", "--lr: -1 is out of range"),
         ("--attack magic", "invalid choice: 'magic'"),
         ("--shard 3/2", "invalid part value: '3/2'"),
         ("--eps 2", "out of range"),
@@ -241,7 +222,7 @@ def test_equal_cost_is_more_epochs_of_a_cheaper_method():
         ("--device magic", "no device 'magic'"),
     ],
 )
-def test_what_it_cannot_do_is_one_line(flags, message, tmp_path, refused):
-    small = [*SMALL, "--methods", "plain"]
-    assert message in refused(compare, *small, *flags.split(), "--out", tmp_path / "runs")
+def test_what_it_cannot_do_is_one_line_before_anything_trains(words, message, tmp_path, refused):
+    words = ["--methods", "plain", *shlex.split(words), "--out", tmp_path / "runs"]
+    assert message in refused(compare, *SMALL, *words)
     assert not (tmp_path / "runs").exists()

@@ -1,13 +1,12 @@
 """Statements about the paper's tables and claims that must hold."""
 
-import json
 import re
-from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import claims, compare, paper, records, results
+from experiments import claims, paper, records, results
 from experiments.claims import LARGE, MIDDLE, SMALL, Evidence, Place, verdict
 
 TABLE = {row: {"clean": 50.0} for row in ("expert 1", "expert 2", "expert 3", "any")}
@@ -22,15 +21,15 @@ def run(method, correct, n=3, depth=2, eps=0.1, seed=0, data="digits", **more):
     bits = {column: "1" * count + "0" * (100 - count) for column, count in correct.items()}
     settings = {"data_name": data, "depth": depth, "eps": eps, "n": n, "seed": seed}
     settings["epochs"] = claims.EPOCHS.get(data, 30)
-    of_run = {"method": method, "settings": settings, "correct": bits, "file": "a.json"}
-    return of_run | {"table": TABLE} | more
+    record = {"method": method, "settings": settings, "correct": bits, "file": "a.json"}
+    return record | {"table": TABLE} | more
 
 
 def evidence_of(start, runs):
     """What these runs say of the claim that starts so."""
     judged = claims.judged(records.frame(runs))
-    (found,) = [claim for claim in judged if claim.text.startswith(start)]
-    return found.evidence
+    (claim,) = [claim for claim in judged if claim.text.startswith(start)]
+    return claim.evidence
 
 
 # ------------------------------------------------------------------------------------ the verdicts
@@ -72,34 +71,34 @@ def test_the_stronger_adp_is_the_rival_on_digits_where_it_was_chosen():
     percent = {"soe": 60, "adp": 10, "adp --optimizer sgd": 70}
     for data, difference in (("digits", -10), ("cifar10-jpeg-10000", 50)):
         runs = [run(name, {"square": count}, data=data) for name, count in percent.items()]
-        (found,) = evidence_of("Under Square SoE keeps more than ADP", runs)
-        assert found.difference == pytest.approx(difference)
+        (one,) = evidence_of("Under Square SoE keeps more than ADP", runs)
+        assert one.difference == pytest.approx(difference)
 
 
 def test_costs_are_those_of_three_experts():
     units = {("soe", 3): 90, ("gal", 3): 90, ("adp", 3): 80, ("more", 3): 60, ("soe", 5): 200}
-    found = [run(name, {"clean": 50}, M) | {"units": of} for (name, M), of in units.items()]
-    costs = evidence_of("SoE's training costs more", found)
+    runs = [run(name, {"clean": 50}, M, units=count) for (name, M), count in units.items()]
+    costs = evidence_of("SoE's training costs more", runs)
     assert [e.difference for e in costs] == pytest.approx([0, 12.5, 50])  # gal, adp, more
     assert verdict("more", costs) == "holds at 2, fails at 1, of 3"  # what is counted is certain
 
 
 def test_claims_about_depth_are_those_of_table_4():
     clean = {(2, "soe", 3): 60, (2, "plain", 1): 50, (20, "soe", 3): 81, (20, "plain", 1): 80}
-    found = [run(m, {"clean": c}, n, depth, eps=0) for (depth, m, n), c in clean.items()]
-    judged = claims.judged(records.frame(found))
-    told = [claim.evidence for claim in judged if claim.place == "4.4, Table 4"]
-    assert [[round(e.difference) for e in of] for of in told] == [[10], [1], [9]]
-    row = results.table4(records.frame(found)).splitlines()[2]
+    runs = [run(m, {"clean": c}, n, depth, eps=0) for (depth, m, n), c in clean.items()]
+    frame = records.frame(runs)
+    evidence = [claim.evidence for claim in claims.judged(frame) if claim.place == "4.4, Table 4"]
+    assert [round(one.difference) for (one,) in evidence] == [10, 1, 9]
+    row = results.table4(frame).splitlines()[2]
     assert row.startswith("| digits, ResNet2, without attacks | 50.0 | 60.0 | +10.0 ±")
 
 
 def test_the_experts_of_table_2_are_compared_from_the_best_to_the_worst():
     rows = {"expert 1": 40, "expert 2": 70, "expert 3": 60, "collaboration": 80}
     clean = {row: "1" * count + "0" * (100 - count) for row, count in rows.items()}
-    found = [run("soe", {"square": 50, "worst": 40}, clean=clean)]
+    runs = [run("soe", {"square": 50, "worst": 40}, clean=clean)]
     for start, difference in (("All experts are", 30), ("Together they", 10)):
-        assert evidence_of(start, found)[0].difference == pytest.approx(difference)
+        assert evidence_of(start, runs)[0].difference == pytest.approx(difference)
 
 
 def test_who_is_best_and_worst_is_not_chosen_by_the_images_that_compare_them():
@@ -115,11 +114,10 @@ def test_who_is_best_and_worst_is_not_chosen_by_the_images_that_compare_them():
 
 
 def test_small_middle_and_large_eps():
-    digits, photos = [("digits", 2), ("digits", 8)], [("cifar10", 20), ("cifar10-jpeg-10000", 8)]
-    for name, depth in digits:
-        sizes = [claims.size(Place(name, depth, eps)) for eps in paper.SCALES["digits"].eps[depth]]
+    for depth, values in paper.SCALES["digits"].eps.items():
+        sizes = [claims.size(Place("digits", depth, eps)) for eps in values]
         assert sizes == [SMALL, MIDDLE, LARGE]
-    for name, depth in photos:
+    for name, depth in (("cifar10", 20), ("cifar10-jpeg-10000", 8)):
         sizes = [claims.size(Place(name, depth, eps)) for eps in paper.SCALES["full"].eps[20]]
         assert sizes == [SMALL, MIDDLE, MIDDLE, *[LARGE] * 4]
 
@@ -141,24 +139,24 @@ def test_what_evaluate_measures_elsewhere_is_kept_apart(changed, method, columns
     command = {"queries": 1000, "part": None, "steps": 20} | changed
     model = trained.pop("settings") | {"method": trained.pop("method")}
     model["sigma"] = changed.get("sigma", 1.0)
-    told = {"model": model, "row": "vote", "file": "a.json", "command": command}
-    told["eps"] = {"0.1": trained, "0.2": trained}  # at the eps of training alone
-    at = claims.counted(records.frame([told]))
-    assert sorted(at["column"]) == columns and set(at["method"]) <= {method}
+    record = {"model": model, "row": "vote", "file": "a.json", "command": command}
+    record["eps"] = {"0.1": trained, "0.2": trained}  # at the eps of training alone
+    counted = claims.counted(records.frame([record]))
+    assert sorted(counted["column"]) == columns and set(counted["method"]) <= {method}
 
 
 def test_experts_are_compared_by_who_answers():
     methods = {"soe": (50, 10), "soe's vote": (70, 30), "soe at T = 3": (60, 20), "gal": (1, 1)}
-    found = [run(name, {"clean": c, "worst": w}) for name, (c, w) in methods.items()]
-    _, _, argmax, soft, vote = results.softened(records.frame(found)).splitlines()
+    runs = [run(name, {"clean": c, "worst": w}) for name, (c, w) in methods.items()]
+    _, _, argmax, soft, vote = results.softened(records.frame(runs)).splitlines()
     assert "| the most confident | 50.0 | 10.0 | - | - |" in argmax
     assert "| at T = 3 | 60.0 | 20.0 | +10.0 ±" in soft
     assert "| vote | 70.0 | 30.0 | +20.0 ±" in vote
 
 
 def test_every_number_of_the_paper_has_its_place_and_every_claim_too():
-    for name, of in results.PAPER.items():
-        assert name.title() in of["place"] and of["what"]
+    for name, table in results.PAPER.items():
+        assert name.title() in table["place"] and table["what"]
     assert {len(values) for values in list(results.PAPER["table 3"].values())[2:]} == {7}
     judged = claims.judged(records.frame([run("soe", {"clean": 50})]))
     places = " ".join(claim.place for claim in judged)
@@ -173,7 +171,7 @@ def test_every_number_of_the_paper_has_its_place_and_every_claim_too():
 @pytest.fixture
 def tiny(monkeypatch):
     """Two epochs of small networks, on 20 images."""
-    scale = paper.Scale("digits", "compare", 2, 20, {2: [0.1]}, [2], 1)
+    scale = paper.Scale("digits", "compare", 2, 20, 1, {2: [0.1]}, [2])
     monkeypatch.setitem(paper.SCALES, "digits", scale)
     monkeypatch.setitem(claims.EPOCHS, "digits", 2)
     return scale
@@ -184,11 +182,19 @@ def paper_at(folder, *words):
     paper.main([*words, *flags, "--device", "cpu"])
 
 
-def test_the_dry_run_says_what_is_missing_and_writes_nothing(tiny, tmp_path, capsys):
-    paper_at(tmp_path, "all", "--dry-run")
-    *runs, total = capsys.readouterr().out.splitlines()
-    names = [line.split(":")[0].split()[-1] for line in runs]
-    assert len(set(names)) == len(names) > 20 and "in all, on cpu" in total
+def test_the_dry_run_names_every_run_once_even_in_two_shards_and_writes_nothing(
+    tiny, tmp_path, capsys
+):
+    def named(*words):
+        paper_at(tmp_path, *words, "--dry-run")
+        *runs, total = capsys.readouterr().out.splitlines()
+        assert "in all, on cpu" in total
+        return [line.split(":")[0].split()[-1] for line in runs]
+
+    assert len(set(named("all"))) == len(named("all")) > 20
+    for name in ("table3", "figure3"):
+        halves = named(name, "--shard", "1/2") + named(name, "--shard", "2/2")
+        assert sorted(halves) == sorted(named(name))
     assert not list(tmp_path.iterdir())
 
 
@@ -198,43 +204,36 @@ def test_a_table_is_trained_once_and_printed_with_its_claims(tiny, tmp_path, cap
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/compare/*.json")}
     assert len(files) == 3 and "| digits, ResNet2, without attacks |" in capsys.readouterr().out
     paper_at(tmp_path, "table4")
-    out = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert files == {path: path.stat().st_mtime_ns for path in files}
-    assert "- Without attacks SoE is better than one network at depth 2 (4.4, Table 4): " in out
+    assert "- Without attacks SoE is better than one network at depth 2 (4.4, Table 4): " in output
     paper_at(tmp_path, "table4", "--dry-run")
     assert capsys.readouterr().out.count("there  digits-") == 3
 
 
-def test_two_shards_do_every_run_once(tiny):
-    args = {"data": None, "scale": "digits", "out": "o", "results": "r", "device": None}
-    for name in ("table3", "figure3"):
-        shards = [paper.jobs(name, tiny, Namespace(**args, shard=(i, 2))) for i in (1, 2)]
-        runs = [run for jobs in shards for job in jobs for run in compare.share(job, "digits")]
-        whole = paper.jobs(name, tiny, Namespace(**args, shard=(1, 1)))
-        assert sorted(runs) == sorted(run for job in whole for run in compare.plan(job, "digits"))
+def test_what_is_recorded_of_a_table_is_not_needed_again(tmp_path, capsys):
+    paper.main(["table3", "--dry-run", "--device", "cpu", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("   there  digits-soe-depth") for line in lines) >= 12
 
 
 @pytest.mark.slow
 def test_images_of_other_networks_are_made_once_for_an_eps(tiny, tmp_path, monkeypatch):
-    made, attacked = [], []
+    calls = []
+
+    def write(flags):
+        calls.append(flags)
+        Path(flags[-1].removeprefix("--out=")).write_text("{}")
+
     monkeypatch.setitem(paper.SCALES, "digits", tiny._replace(images=1000))
-
-    def make(words):
-        assert int(words[words.index("--images") + 1]) == 360  # there are no more
-        made.append(words)
-        open(words[-1], "w").close()
-
-    def attack(words):
-        attacked.append(words[0])
-        with open(words[-1], "w") as file:
-            json.dump({}, file)
-
-    monkeypatch.setattr(paper.transfer_set, "main", make)
-    monkeypatch.setattr(paper.evaluate, "main", attack)
+    monkeypatch.setattr(paper.transfer_set, "main", write)
+    monkeypatch.setattr(paper.evaluate, "main", write)
     monkeypatch.setattr(paper, "show", lambda *_: None)
     for _ in range(2):
         paper_at(tmp_path, "figure2")
-    assert len(made) == 1 and len(attacked) == 2 == len(set(attacked))
+    made, *attacked = calls
+    assert "--images=360" in made and made[-1].endswith(".npz")  # there are no more images
+    assert len(attacked) == 2 == len({flags[0] for flags in attacked})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from baselines import dverge
-from baselines.methods import METHODS, units_of_a_batch
+from baselines.methods import METHODS
 from baselines.models import build
 from experiments import bench_step
 from experiments.fixtures import SMALL
@@ -432,14 +432,6 @@ def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
 def test_a_time_is_said_as_one_would_say_it():
     said = {0.0123: "12.3 ms", 3.456: "3.46 s", 42: "42 s", 1080: "18 min", 9000: "2.5 h"}
     assert {seconds: duration(seconds) for seconds in said} == said
-
-
-@pytest.mark.parametrize("M, S", [(1, 1), (2, 1), (3, 4)])
-def test_predicted_units_are_those_that_a_step_costs(M, S):
-    counted = units_of_a_batch(METHODS["soe"], M, S)
-    assert counted == {stage: scaling.units(stage, M, S, gathered=False) for stage in (1, 2)}
-    saved = counted[2] - scaling.units(2, M, S, gathered=True)
-    assert saved == (S * (M - 2) if M > 1 else 0)  # backward passes of all but who answers
 
 
 @pytest.fixture
