@@ -134,7 +134,7 @@ class Run:
             self.bar.close()
         if self.lock is not None:
             with contextlib.suppress(OSError):  # as on Windows, where it is open
-                (self.out / files.LOCK).unlink()
+                Path(self.lock.lock_file).unlink()
             self.lock.release()
         torch.set_num_threads(self.threads_before)
         advice = "nothing was trained yet"
@@ -353,4 +353,4 @@ def make_folder(settings: RunSettings) -> str:
         return str(folder)
     method = "" if settings.method == "soe" else f"-{settings.method}"
     name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
-    return str(files.new(Path("runs"), name, make=files.make_folder))
+    return str(files.new(Path("runs"), name))

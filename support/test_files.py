@@ -155,4 +155,4 @@ def test_a_number_is_free_only_where_every_ending_is(tmp_path):
     for taken in ("table.json", "table-2.png"):
         (tmp_path / taken).touch()
     assert files.new(tmp_path, "table", ".json", ".png") == tmp_path / "table-3.json"
-    assert files.new(tmp_path, "new", make=files.make_folder) == tmp_path / "new"
+    assert files.new(tmp_path, "new") == tmp_path / "new" and (tmp_path / "new").is_dir()
