@@ -59,6 +59,43 @@ def start(device_name: str | None) -> None:
 
 def agree(settings: dict) -> None:
     """Raises ValueError, in every rank, where the ranks were not given the same settings."""
-    theirs = from_rank_0(settings)
-    if others := [name for name in settings if theirs[name] != settings[name]]:
-        raise ValueError(f"the ranks were started with different settings: {', '.join(others)}")
+    if count() == 1:
+        return
+    of_all = [None] * count()
+    dist.all_gather_object(of_all, settings)
+    different = [name for name in settings if any(s[name] != settings[name] for s in of_all)]
+    if different:
+        raise ValueError(f"the ranks were started with different settings: {', '.join(different)}")
+
+
+def part() -> slice:
+    """This rank's part of a batch."""
+    return slice(rank(), None, count())
+
+
+def from_rank_0(value: object) -> object:
+    """Rank 0's value, in every rank."""
+    values = [value]
+    if count() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def average(tensors: list[Tensor]) -> None:
+    """Puts the mean over the ranks in the place of each tensor, in one exchange."""
+    if count() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    means = (flat / count()).split([tensor.numel() for tensor in tensors])
+    for tensor, mean in zip(tensors, means):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def average_gradients(model: nn.Module) -> None:
+    average([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Batch norm's running means and variances, which each rank has of its own part."""
+    average([buffer for buffer in model.buffers() if buffer.is_floating_point()])
