@@ -32,15 +32,12 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with exit status 2."""
 
     def __init__(self, description: str, prog: str, settings: type = argparse.Namespace):
-        self.settings = settings  # what `parse_given` makes
+        self.settings = settings  # the class of what `parse_given` returns
         script = shlex.quote(sys.argv[0]) if os.path.basename(sys.argv[0]) == prog else prog
-        self.typed = f"python {script}"  # from another folder, say
+        self.typed = f"python {script}"  # as typed, perhaps from another folder
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
-
-    def parse_args(self, *of, **how) -> argparse.Namespace:
         if sys.stdout is sys.__stdout__ is not None:  # not a test's, or a notebook's
             sys.stdout.reconfigure(errors="replace")  # a locale may have no sign for ±
-        return super().parse_args(*of, **how)
 
     def exit(self, status: int = 0, message: str | None = None):
         first = os.environ.get("RANK", "0") == "0"  # torchrun starts many, and one speaks
@@ -54,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
     @contextmanager
     def errors_in_one_line(self, alone: bool = True):
-        """Within it, bad input ends with one line and status 2, Ctrl-C with one and status 130. A
+        """Ends with one line and status 2 after bad input, with one and status 130 after Ctrl-C. A
         script that runs `alone` refuses to be one of several processes."""
         try:
             if alone and "WORLD_SIZE" in os.environ:
@@ -74,25 +71,25 @@ class Parser(argparse.ArgumentParser):
     def parse_given(self, argv: list[str] | None) -> tuple["RunSettings", set[str]]:
         """The settings, and the names of those that were given."""
         self.words = sys.argv[1:] if argv is None else argv  # for the record
-        absent = object()
-        names = vars(self.parse_args([]))
-        given = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent))))
-        given = {name: value for name, value in given.items() if value is not absent}
-        return self.settings(**names | given), set(given)
+        defaults, absent = vars(self.parse_args([])), object()
+        values = argparse.Namespace(**dict.fromkeys(defaults, absent))
+        values = vars(self.parse_args(argv, values))
+        given = {name: value for name, value in values.items() if value is not absent}
+        return self.settings(**defaults | given), set(given)
 
 
 # ---------------------------------------------------------------- what an option's value may be
 
 
-def number(text: str, what: str, allowed) -> float:
-    """A number, or a fraction such as 8/255."""
+def number(text: str, rule: str, allowed: Callable[[float], bool]) -> float:
+    """A number, or a fraction such as 8/255. `rule` says in words what is `allowed`."""
     try:
         above, *below = map(float, text.split("/"))
         value = above / below[0] if len(below) == 1 else float(text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number: it must {what}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: it must {rule}") from None
     if not allowed(value):
-        raise argparse.ArgumentTypeError(f"{text} is out of range: it must {what}")
+        raise argparse.ArgumentTypeError(f"{text} is out of range: it must {rule}")
     return value
 
 
@@ -121,8 +118,16 @@ def fraction(text: str) -> float:
 
 
 def count(text: str, most: int = 10**9, least: int = 1) -> int:
-    what = f"be a whole number, at least {least}, at most {most:,}"
-    return int(number(text, what, lambda v: least <= v <= most and v.is_integer()))
+    rule = f"be a whole number, at least {least}, at most {most:,}"
+    return int(number(text, rule, lambda v: least <= v <= most and v.is_integer()))
+
+
+def depth(text: str) -> int:
+    return int(number(text, "be 6n + 2, up to 1202", lambda v: 2 <= v <= 1202 and v.is_integer()))
+
+
+count_or_0, seed = partial(count, least=0), partial(count, least=0, most=2**53 - 1)
+experts, threads = partial(count, most=100), partial(count, most=1024)
 
 
 def part(text: str) -> tuple[int, int]:
@@ -133,24 +138,11 @@ def part(text: str) -> tuple[int, int]:
     return i, k
 
 
-count_or_0 = partial(count, least=0)
-experts, threads = partial(count, most=100), partial(count, most=1024)
-
-
-def depth(text: str) -> int:
-    return int(number(text, "be 6n + 2, up to 1202", lambda v: 2 <= v <= 1202 and v.is_integer()))
-
-
-def seed(text: str) -> int:
-    what = "be a whole number, at least 0, less than 2^53"
-    return int(number(text, what, lambda v: 0 <= v < 2**53 and v.is_integer()))
-
-
 # ------------------------------------------------------------------- options of training scripts
 
 
 def option(default: object, kind: Callable[[str], object] | tuple, text: str):
-    """A field of a dataclass of settings that is an option as well. `kind` makes its value of a
+    """A field of a dataclass of settings that is an option as well. `kind` makes its value from a
     text, or holds the choices; bool makes --name and --no-name."""
     return dataclasses.field(default=default, metadata={"kind": kind, "text": text})
 
@@ -167,7 +159,7 @@ class RunSettings:
     out: str = option(None, str, "the run's folder (default: a new one in runs, named by settings)")
     resume: str = option(None, str, "resume the run in this folder")
     seed: int = option(0, seed, "of weights, order and all that is random (default: 0)")
-    device: str = option(None, str, "cuda, mps or cpu (default: the first that is there)")
+    device: str = option(None, str, "cuda, mps or cpu (default: the first available)")
     threads: int = option(None, threads, "CPU threads per operation (default: torch's own number)")
     compile: bool = option(None, bool, "torch.compile, a minute at first (default: on a GPU)")
     graph: bool = option(None, bool, "a step as one CUDA graph (default: on a GPU)")
@@ -179,11 +171,12 @@ class RunSettings:
 
 
 def check_values(settings: dict, kinds: dict[str, Callable | tuple]) -> None:
-    """Raises ValueError where a setting, of a checkpoint say, is none that its option takes."""
-    no_attack = settings.get("eps") == 0 == settings.get("alpha")
+    """Raises ValueError where a setting, of a checkpoint say, has a value that its option refuses.
+    None stands for an option that was not given."""
     for name, kind in kinds.items():
         value = settings.get(name)
-        if value is None or (no_attack and name == "alpha"):  # None: it was not given
+        no_attack = name == "alpha" and value == settings.get("eps") == 0
+        if value is None or no_attack:
             continue
         try:
             if isinstance(kind, tuple):
@@ -206,7 +199,7 @@ def kinds(settings: type) -> dict[str, Callable | tuple]:
 
 def training_parser(settings: type, description: str = "", prog: str = "") -> Parser:
     """A parser of the fields of a dataclass. Each class that it extends is a group of --help; a
-    class that repeats a field changes its default alone."""
+    class that repeats a field changes only its default."""
     parser, known = Parser(description, prog, settings), set()
     for base in reversed(settings.__mro__[:-1]):
         group = parser.add_argument_group(base.__doc__)
@@ -216,18 +209,19 @@ def training_parser(settings: type, description: str = "", prog: str = "") -> Pa
                 continue
             known.add(field.name)
             flag, kind = field.name.strip("_").replace("_", "-"), field.metadata["kind"]
-            how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
-            how["metavar"] = None if "choices" in how else flag.upper()
             if kind is bool:
-                how = {"action": argparse.BooleanOptionalAction}
-            how |= {"dest": field.name, "default": field.default, "help": field.metadata["text"]}
-            group.add_argument(f"--{flag}", **how)
+                values = {"action": argparse.BooleanOptionalAction}
+            elif isinstance(kind, tuple):
+                values = {"choices": kind}
+            else:
+                values = {"type": kind, "metavar": flag.upper()}
+            values |= {"dest": field.name, "default": field.default, "help": field.metadata["text"]}
+            group.add_argument(f"--{flag}", **values)
     return parser
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:
-    what = "cuda, mps or cpu (default: the first of them that is there)"
-    parser.add_argument("--device", help=what)
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the first available)")
 
 
 def default_epochs(data_name: str) -> int:
@@ -239,27 +233,24 @@ def default_epochs(data_name: str) -> int:
 
 def pick_device(name: str | None) -> torch.device:
     """`name`, or cuda, else mps, else cpu. Raises ValueError for a device that is not there."""
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = [*(device for device in present if present[device]), "cpu"]
     try:
-        device = torch.device(name or there[0])
+        device = torch.device(name or available[0])
         torch.zeros(1, device=device).item()
         torch.backends.cudnn.allow_tf32 = False  # else float32 convolutions round to 10 bits
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # where graphs and streams are made
     except (RuntimeError, AssertionError, ImportError):
-        raise ValueError(f"no device {name!r}: this machine has {', '.join(there)}") from None
+        raise ValueError(f"no device {name!r}: this machine has {', '.join(available)}") from None
     return device
 
 
 def best_precision(device: torch.device) -> str:
     """bfloat16 where the hardware multiplies it: CUDA from Ampere on, CPUs with AMX or AVX-512.
 
-    Else float32. float16, which older GPUs have, is no choice: where an expert is sure of an image,
-    the attack's gradient becomes 0 in it, and no one factor scales the gradients of all images.
+    Else float32. Older GPUs have float16, but in it the attack's gradient becomes 0 where an expert
+    is sure of an image, and no single factor scales the gradients of all images.
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
@@ -270,7 +261,7 @@ def best_precision(device: torch.device) -> str:
 
 
 def why_precision(device: torch.device, precision: str) -> str:
-    """Why training is in this precision, in a few words."""
+    """The reason for training in this precision."""
     if precision != best_precision(device):
         return "as asked"
     if precision == "bfloat16":
