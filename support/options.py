@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import platform
 import shlex
@@ -93,30 +92,6 @@ def number(text: str, rule: str, allowed: Callable[[float], bool]) -> float:
     return value
 
 
-def radius(text: str) -> float:
-    return number(text, "lie in (0, 1], pixels being in [0, 1]", lambda v: 0 < v <= 1)
-
-
-def radius_or_0(text: str) -> float:
-    return number(text, "lie in (0, 1], or be 0: no attack in training", lambda v: 0 <= v <= 1)
-
-
-def positive(text: str) -> float:
-    return number(text, "be positive, up to a million", lambda v: 0 < v <= 1e6)
-
-
-def positive_or_inf(text: str) -> float:
-    return number(text, "be positive, up to a million, or inf", lambda v: 0 < v <= 1e6 or v == inf)
-
-
-def not_negative(text: str) -> float:
-    return number(text, "be 0 or more, up to a million", lambda v: 0 <= v <= 1e6)
-
-
-def fraction(text: str) -> float:
-    return number(text, "lie in (0, 1)", lambda v: 0 < v < 1)
-
-
 def count(text: str, most: int = 10**9, least: int = 1) -> int:
     rule = f"be a whole number, at least {least}, at most {most:,}"
     return int(number(text, rule, lambda v: least <= v <= most and v.is_integer()))
@@ -126,6 +101,18 @@ def depth(text: str) -> int:
     return int(number(text, "be 6n + 2, up to 1202", lambda v: 2 <= v <= 1202 and v.is_integer()))
 
 
+def numbers(rule: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
+    return partial(number, rule=rule, allowed=allowed)
+
+
+radius = numbers("lie in (0, 1], pixels being in [0, 1]", lambda v: 0 < v <= 1)
+radius_or_0 = numbers("lie in (0, 1], or be 0: no attack in training", lambda v: 0 <= v <= 1)
+positive = numbers("be positive, up to a million", lambda v: 0 < v <= 1e6)
+positive_or_inf = numbers(
+    "be positive, up to a million, or inf", lambda v: 0 < v <= 1e6 or v == inf
+)
+not_negative = numbers("be 0 or more, up to a million", lambda v: 0 <= v <= 1e6)
+fraction = numbers("lie in (0, 1)", lambda v: 0 < v < 1)
 count_or_0, seed = partial(count, least=0), partial(count, least=0, most=2**53 - 1)
 experts, threads = partial(count, most=100), partial(count, most=1024)
 
@@ -193,7 +180,7 @@ def check_values(settings: dict, kinds: dict[str, Callable | tuple]) -> None:
 
 def kinds(settings: type) -> dict[str, Callable | tuple]:
     """{name: kind} of all options in a dataclass of settings."""
-    fields = [f for base in settings.__mro__[:-1] for f in dataclasses.fields(base)]
+    fields = [field for base in settings.__mro__[:-1] for field in dataclasses.fields(base)]
     return {field.name: field.metadata["kind"] for field in fields if field.metadata}
 
 
@@ -267,11 +254,6 @@ def why_precision(device: torch.device, precision: str) -> str:
     if precision == "bfloat16":
         return "which this hardware multiplies"
     return f"as this {'GPU' if device.type == 'cuda' else 'machine'} has no bfloat16 in hardware"
-
-
-def compile_pays(device: torch.device) -> bool:
-    """On a GPU, where torch.compile has what it needs; elsewhere only on request."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def versions() -> dict[str, str]:

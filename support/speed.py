@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import ask_experts
-from support import options, ranks
+from support import ranks
 from support.options import RunSettings
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
@@ -56,7 +57,9 @@ def accelerate(
         warnings.filterwarnings("ignore", true_and_meant)
     release(model)
     device, drawn = next(model.parameters()).device, {}
-    compile_ = options.compile_pays(device) if settings.compile is None else settings.compile
+    compile_ = settings.compile
+    if compile_ is None:  # on a GPU, where torch.compile has what it needs
+        compile_ = device.type == "cuda" and find_spec("triton") is not None
     fast = compiled(step, model) if compile_ and compilable else step
     if device.type == "cuda" and settings.graph is not False:
         fast = replayed(fast, model, drawn)
