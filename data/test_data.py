@@ -97,7 +97,7 @@ BAD_DATA = {
     "small": ({"x_train": np.zeros((40, 4, 8), np.uint8)}, "from 8 up"),
     "other size": ({"x_test": np.zeros((40, 12, 12), np.uint8)}, "must be the same"),
     "empty": ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "is empty"),
-    "length": ({"y_train": np.arange(39) % 4}, "one integer for each of the 40"),
+    "length": ({"y_train": np.arange(39) % 4}, "one integer for each of 40"),
     "float labels": ({"y_train": np.zeros(40)}, "one integer"),
     "one class": ({"y_train": np.zeros(40, int)}, "at least two"),
     "a gap": ({"y_train": np.arange(40) % 4 * 2}, "out of range"),
