@@ -82,6 +82,7 @@ def test_processes_share_a_batch_and_its_random_numbers():
 # ---------------------------------------------------------------------------- one's own data files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 8, 12), (40, 32, 32, 3), (40, 8, 8, 1)])
 def test_ones_own_images_train(shape):
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -96,6 +96,7 @@ def test_a_killed_run_resumes_bit_for_bit(moment, epoch, whole, monkeypatch):
     assert metrics(cut)["table"] == metrics(whole)["table"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_names_the_command_to_resume_from_any_folder(monkeypatch, capsys):
     stop_training("run")
     error = capsys.readouterr().err
@@ -177,6 +178,7 @@ def test_runs_of_the_same_name_get_numbers():
     assert runs.make_folder(settings) == str(Path("runs", "digits-soe-stage1-eps0.03-n3-seed0"))
 
 
+@pytest.mark.slow
 def test_a_run_that_runs_is_not_resumed_beside_it(refused):
     stop_training("run")
     lock = files.lock("run")
@@ -234,6 +236,7 @@ def test_a_finished_run_or_that_of_another_script_is_not_resumed(script, message
     assert (whole / "model.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_stage_1_alone_serves_as_submodels():
     train_small("one", script=train_submodel)
     stop_training("two", "--submodels", "one")
@@ -272,6 +275,7 @@ def test_submodels_are_the_end_of_stage_1_of_soe(whole, refused):
         assert message in refused(train_collab, *SMALL, "--out", "run", "--submodels", path)
 
 
+@pytest.mark.slow
 def test_other_images_under_the_same_name_are_noticed(refused):
     own = ["--data", "own.npz", "--batch-size", "8"]
     np.savez("own.npz", **arrays())
@@ -301,6 +305,7 @@ def test_robust_accuracy_is_that_of_pgd_on_200_training_images(whole):
     assert all("robust" in entry for entry in checkpoint["history"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, kept", [(0, [2, 2, 2, 2]), (1, [1, 2, 2, 2]), (4, [1] * 4)])
 def test_stage1_epochs_leave_the_rest_to_stage_2(first, kept):
     train_small("run", "--stage1-epochs", str(first))
@@ -315,6 +320,7 @@ def test_more_stage1_epochs_than_epochs_are_refused(refused):
 # ------------------------------------------------------------------------------ the CPU's threads
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_number_of_threads_when_it_resumes():
     """Its last bits depend on that number, so a busy machine must not change it."""
     before = torch.get_num_threads()
