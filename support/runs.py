@@ -114,11 +114,10 @@ class Run:
         settings, dataset, N = self.settings, self.dataset, len(self.dataset.x_test)
         shape = " x ".join(map(str, dataset.image_shape))
         images = f"{len(dataset.x_train)} training and {N} test images, {shape}"
-        precision = settings.precision
-        why = options.why_precision(self.device, precision)
+        device = f"{options.device_name(self.device)}, {settings.precision}"
+        why = options.why_precision(self.device, settings.precision)
         hint = "" if settings.data == "cifar10" else "; the paper's setting is --data cifar10"
-        device = options.device_name(self.device)
-        print(f"{dataset.name}: {images}; {device}, {precision}, {why}{hint}")
+        print(f"{dataset.name}: {images}; {device}, {why}{hint}")
         stages = settings.stage_epochs.items()
         plan = ", ".join(f"stage {stage}: {e} epoch{'s' * (e > 1)}" for stage, e in stages)
         method = "" if settings.method == "soe" else f"{settings.method}: "

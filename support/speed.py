@@ -79,7 +79,7 @@ def release(model: nn.Module) -> None:
 
 
 def or_plainly(fast: Step, plain: Step, model: nn.Module) -> Step:
-    """`fast`, or `plain` from then on where its first call fails, with one line that says so."""
+    """`fast`, or `plain` where the first call of `fast` fails, with one line that says so."""
     if fast is plain:
         return plain
     chosen = None
@@ -125,7 +125,7 @@ def restorer(model: nn.Module) -> Callable[[], None]:
 
 
 def compiled(step: Step, model: nn.Module, **changes: Any) -> Step:
-    """The same step with compiled experts; outside of it, in evaluation above all, they are not.
+    """The same step with compiled experts. Outside of it, in evaluation say, they are not compiled.
     `changes` replace arguments of torch.compile."""
     # A mixture has a gate between features and answer: its features alone are compiled.
     whole = SWITCHES["heads"] and not hasattr(model, "gate")
@@ -249,9 +249,10 @@ def gathered_forward(model: nn.Module, x: Tensor) -> Tensor:
     pays = x.is_cpu and x.shape[2] * x.shape[3] >= 32 * 32
     if not pays or model.training or not x.requires_grad:
         return model(x)
-    said, score = ask_experts(model, x, len(x))  # [M, B, K], [M, B]
+    all_logits, score = ask_experts(model, x, len(x))  # [M, B, K], [M, B]
     answering = score.argmax(0)  # [B]
-    if not torch.equal(model.combine(said, score), said[answering, torch.arange(len(x))]):
+    answered = all_logits[answering, torch.arange(len(x))]  # [B, K]
+    if not torch.equal(model.combine(all_logits, score), answered):
         return model(x)
     groups = [(answering == j).nonzero().squeeze(1) for j in range(len(model.experts))]
     pairs = zip(model.experts, groups)
