@@ -15,12 +15,6 @@ from experiments.fixtures import SMALL, arrays, change_checkpoint, interrupt, st
 from support import checkpoints, files
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    """Where every test runs."""
-    monkeypatch.chdir(tmp_path)
-
-
 class Code:
     def __reduce__(self):
         return os.mkdir, ("executed",)
@@ -110,8 +104,8 @@ def full(*_):
 @pytest.mark.parametrize("fault", [full, interrupt])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("before", [b"old", None])
-def test_a_file_is_written_whole_or_not_at_all(fault, call, before, tmp_path, monkeypatch):
-    path = tmp_path / "file"
+def test_a_file_is_written_whole_or_not_at_all(fault, call, before, monkeypatch):
+    path = Path("file")
     if before:
         files.write(path, before)
     with monkeypatch.context() as patch:
@@ -120,24 +114,24 @@ def test_a_file_is_written_whole_or_not_at_all(fault, call, before, tmp_path, mo
             files.write(path, b"new")
     if fault is full:
         assert re.search("cannot save .*file .No space left on device", str(stop.value))
-    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
+    assert [p.read_bytes() for p in Path().iterdir()] == ([before] if before else [])
     files.write(path, b"new")
     assert path.read_bytes() == b"new"
 
 
-def test_a_new_file_s_name_is_taken_at_once_and_given_back_if_nothing_is_written(tmp_path):
-    path = tmp_path / "new.png"
+def test_a_new_file_s_name_is_taken_at_once_and_given_back_if_nothing_is_written():
+    path = Path("new.png")
     files.check_new(path, ".png", "--save")
     with pytest.raises(ValueError, match="is there already"):
         files.check_new(path, ".png", "--save")
-    assert files.new(tmp_path, "new", ".png") == tmp_path / "new-2.png"
+    assert files.new(Path(), "new", ".png") == Path("new-2.png")
     files.write(path, b"content")
     files.give_up_claims()
-    assert [p.name for p in tmp_path.iterdir()] == ["new.png"]
+    assert os.listdir() == ["new.png"]
 
 
-def test_a_number_is_free_only_where_every_ending_is(tmp_path):
+def test_a_number_is_free_only_where_every_ending_is():
     for taken in ("table.json", "table-2.png"):
-        (tmp_path / taken).touch()
-    assert files.new(tmp_path, "table", ".json", ".png") == tmp_path / "table-3.json"
-    assert files.new(tmp_path, "new") == tmp_path / "new" and (tmp_path / "new").is_dir()
+        Path(taken).touch()
+    assert files.new(Path(), "table", ".json", ".png") == Path("table-3.json")
+    assert files.new(Path(), "new") == Path("new") and Path("new").is_dir()

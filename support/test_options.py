@@ -22,12 +22,6 @@ from support import options
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    """Where every test runs."""
-    monkeypatch.chdir(tmp_path)
-
-
 BAD_FLAGS = {
     "--eps 2": "(0, 1]",
     "--eps nan": "(0, 1]",

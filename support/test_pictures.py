@@ -12,12 +12,6 @@ import xor_demo
 from support import pictures
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    """Where every test runs."""
-    monkeypatch.chdir(tmp_path)
-
-
 def test_infer_shows_every_expert_and_draws_both_answers(whole, capsys):
     Image.new("RGB", (30, 20), "white").save("white.png")
     Image.new("LA", (8, 8), (0, 0)).save("clear.png")

@@ -32,12 +32,6 @@ from experiments.fixtures import (
 from support import checkpoints, files, runs
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    """Where every test runs."""
-    monkeypatch.chdir(tmp_path)
-
-
 def metrics(folder):
     return json.loads(Path(folder, "metrics.json").read_text())
 
