@@ -16,9 +16,9 @@ ORIENTATION = ExifTags.Base.Orientation
 def read_images(
     words: list[str], settings: dict, moved_to: str | None
 ) -> tuple[list[str], Tensor, list[int | None]]:
-    """Names, images [N, C, H, W] in [0, 1] and labels (None: unknown) of image files and of numbers
-    of test images, for a model of these settings; prints what had to be changed in a file.
+    """Names, images [N, C, H, W] in [0, 1] and labels (None: unknown), to fit a model's settings.
 
+    A word is an image file or the number of a test image. Prints the changes to a file's image.
     Raises ValueError or OSError.
     """
     dataset, names, images, labels = None, [], [], []
@@ -29,11 +29,11 @@ def read_images(
                 print(f"{word}: {', '.join(changes)}")
             name, label = word, None
         else:
-            dataset = dataset or data.load_as_trained(settings, moved_to)
-            if int(word) >= len(dataset.x_test):
-                last = len(dataset.x_test) - 1
-                raise ValueError(f"no test image {word}: {dataset.name} has 0 .. {last}")
-            image, label = dataset.x_test[int(word)].float() / 255, int(dataset.y_test[int(word)])
+            dataset, i = dataset or data.load_as_trained(settings, moved_to), int(word)
+            if i >= len(dataset.x_test):
+                numbers = f"0 .. {len(dataset.x_test) - 1}"
+                raise ValueError(f"no test image {word}: {dataset.name} has {numbers}")
+            image, label = dataset.x_test[i].float() / 255, int(dataset.y_test[i])
             name = f"test image {word}, label {dataset.class_names[label]}"
         names.append(name)
         images.append(image)
@@ -42,9 +42,9 @@ def read_images(
 
 
 def open_image(path: str | Path) -> tuple[Image.Image, list[str]]:
-    """An image file, turned as its camera says and without transparency, and what was changed.
+    """An image file, turned as its camera says and without transparency; and a list of the changes.
 
-    Raises FileNotFoundError, or ValueError for what is no image, or has over 8 bits a channel.
+    Raises FileNotFoundError; ValueError for a file that is no image, or has over 8 bits a channel.
     """
     with files.reading(path, "PNG or JPEG file"), Image.open(path) as file:
         image, turned = ImageOps.exif_transpose(file), file.getexif().get(ORIENTATION, 1) != 1
@@ -59,8 +59,8 @@ def open_image(path: str | Path) -> tuple[Image.Image, list[str]]:
 
 
 def fit(image: Image.Image, mode: str, width: int, height: int) -> tuple[np.ndarray, list[str]]:
-    """uint8 [H, W] or [H, W, 3], and what was changed: colours; what is cut off of a longer side,
-    so that nothing is squeezed; size. `mode` is L or RGB."""
+    """uint8 [H, W] or [H, W, 3], and a list of the changes. `mode` is L or RGB. A side that is too
+    long is cut, so that nothing is squeezed."""
     changes = []
     if image.mode != mode:
         changes.append(f"converted from {image.mode} to {mode}")
@@ -80,7 +80,7 @@ def fit(image: Image.Image, mode: str, width: int, height: int) -> tuple[np.ndar
 def read_image(
     path: str, image_shape: list[int], ground: float | None = None
 ) -> tuple[Tensor, list[str]]:
-    """An image file as [C, H, W] in [0, 1], and what a user should know of it.
+    """An image file as [C, H, W] in [0, 1], and a list of changes and warnings.
 
     `ground` is the `border` of the training images. Raises as `open_image`.
     """
@@ -89,10 +89,8 @@ def read_image(
     pixels, more = fit(image, "L" if channels == 1 else "RGB", width, height)
     x = torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1).float() / 255
     if ground is not None and abs(border(x) - ground) > 0.5 and abs(ground - 0.5) > 0.3:
-        kind = ("dark", "light") if ground < 0.5 else ("light", "dark")
-        more.append(
-            "looks inverted: the training images' ground is {}, this one's {}".format(*kind)
-        )
+        theirs, its = ("dark", "light") if ground < 0.5 else ("light", "dark")
+        more.append(f"looks inverted: the training images' ground is {theirs}, this one's {its}")
     return x, changes + more
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from support import files, options
 from support.options import RunSettings
 
-# Every checkpoint has settings of these kinds; `to_resume` looks at those of the method, too.
+# Every checkpoint has settings of these kinds. `to_resume` checks those of the method as well.
 KINDS = {"n": options.experts, "depth": options.depth, "eps": options.radius_or_0}
 KINDS |= dict.fromkeys(("steps", "epochs", "batch_size"), options.count)
 KINDS |= {"alpha": options.positive, "lr": options.positive, "optimizer": ("sgd", "adam")}
@@ -18,14 +18,14 @@ KINDS |= {"augment": bool, "random_start": bool} | options.kinds(RunSettings)
 
 
 def save(path: Path, checkpoint: dict | list) -> None:
-    """Tensors and plain values only. Raises SaveError; the checkpoint before survives."""
+    """Tensors and plain values only. Raises SaveError; the old checkpoint survives."""
     buffer = io.BytesIO()  # torch.save to a full disk would not raise an OSError
     torch.save(checkpoint, buffer)
     files.write(path, buffer.getvalue())
 
 
 def in_folder(path: str | Path) -> Path:
-    """A run's checkpoint, where its folder is named."""
+    """The checkpoint `path`, or that of the run in the folder `path`."""
     return Path(path, "model.pt") if Path(path).is_dir() else Path(path)
 
 
@@ -48,14 +48,14 @@ def load(path: str | Path) -> dict:
         options.check_values(settings, KINDS)
         sizes = [settings["num_classes"], *settings["image_shape"]]
         if len(sizes) != 4 or not all(type(size) is int and 0 < size <= 10_000 for size in sizes):
-            raise ValueError(f"its settings speak of {sizes[0]} classes of images {sizes[1:]}")
+            raise ValueError(f"its settings name {sizes[0]} classes of images {sizes[1:]}")
         if not all(value.isfinite().all() for value in checkpoint["model"].values()):
             raise ValueError("it holds weights that are NaN or infinite")
     return checkpoint
 
 
 def to_resume(settings: RunSettings, given: set[str], stages: tuple[int, ...]) -> dict:
-    """The checkpoint of the unfinished run --resume, whose settings replace those that were not
+    """The checkpoint of the unfinished run --resume. Its settings replace those that were not
     `given`. Raises ValueError, FileNotFoundError."""
     folder = settings.resume
     if not_allowed := given - {"resume"} - options.MOVABLE:
@@ -64,38 +64,37 @@ def to_resume(settings: RunSettings, given: set[str], stages: tuple[int, ...]) -
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"--resume {folder}: there is no such folder")
     checkpoint = load(folder)
-    if (theirs := checkpoint["method"]) != settings.method:
-        raise ValueError(f"{folder} holds a run of {theirs}, not {settings.method}: use its script")
-    if (Path(folder) / "metrics.json").exists():
+    if (method := checkpoint["method"]) != settings.method:
+        raise ValueError(f"{folder} holds a run of {method}, not {settings.method}: use its script")
+    if Path(folder, "metrics.json").exists():
         raise ValueError(f"the run in {folder} has finished: start another, or use infer.py")
     with files.reading(in_folder(folder), "checkpoint"):
         options.check_values(checkpoint["settings"], options.kinds(type(settings)))
-        stages_done = [entry["stage"] for entry in checkpoint["history"]]
-        if stages_done != sorted(stages_done) or not set(stages_done) <= set(stages):
-            raise ValueError("its history is none")
+        past_stages = [entry["stage"] for entry in checkpoint["history"]]
+        if past_stages != sorted(past_stages) or not set(past_stages) <= set(stages):
+            raise ValueError("its history is not that of such a run")
     moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
     vars(settings).update(checkpoint["settings"] | moved | {"out": folder, "resume": None})
     return checkpoint
 
 
 def end_of_stage1(settings: RunSettings) -> dict:
-    """The checkpoint --submodels. Raises ValueError where it is not the end of a stage 1, or n,
-    depth, eps, data or score are others."""
-    path = settings.submodels
-    checkpoint = load(path)
+    """The checkpoint --submodels. Raises ValueError unless it is the end of a stage 1 with the same
+    n, depth, eps, images and score."""
+    checkpoint, source = load(settings.submodels), f"--submodels {settings.submodels}"
     theirs, stages = checkpoint["settings"], [entry["stage"] for entry in checkpoint["history"]]
     if checkpoint["method"] not in ("soe", "soe-stage1"):
-        raise ValueError(f"--submodels {path} holds {checkpoint['method']}, not stage 1 of SoE")
+        raise ValueError(f"{source} holds {checkpoint['method']}, not stage 1 of SoE")
     for name in ("n", "depth", "eps", "image_shape", "confidence"):
-        if theirs.get(name) != getattr(settings, name):
-            what = f"{name.replace('_', ' ')} {theirs.get(name)}"
-            raise ValueError(f"--submodels {path} has {what}, not {getattr(settings, name)}")
+        value, wanted = theirs.get(name), getattr(settings, name)
+        if value != wanted:
+            raise ValueError(f"{source} has {name.replace('_', ' ')} {value}, not {wanted}")
     if theirs["data_checksum"] != settings.data_checksum:
-        raise ValueError(f"--submodels {path} has seen other images than {settings.data_name}'s")
+        raise ValueError(f"{source} has seen other images than {settings.data_name}'s")
     if 2 in stages:
-        raise ValueError(f"--submodels {path} has been through stage 2: name a submodels.pt")
+        raise ValueError(f"{source} has been through stage 2: name a submodels.pt")
     if len(stages) < theirs["stage_epochs"][1]:
-        raise ValueError(f"--submodels {path} has not finished stage 1: --resume its run first")
+        raise ValueError(f"{source} has not finished stage 1: --resume its run first")
     return checkpoint
 
 
@@ -104,16 +103,19 @@ def load_weights(model: nn.Module, checkpoint: dict) -> None:
     try:
         model.load_state_dict(checkpoint["model"])
     except (TypeError, AttributeError, RuntimeError):
-        what = "these weights do not fit the network in models.py"
-        raise ValueError(f"{what}; was it changed since this run?") from None
+        misfit = "these weights do not fit the network in models.py"
+        raise ValueError(f"{misfit}; was it changed since this run?") from None
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    own = {} if device.type == "cpu" else {device.type: getattr(torch, device.type).get_rng_state()}
-    return {"cpu": torch.get_rng_state()} | own
+    """The states of the random generators of the CPU and of the device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
 
 
-def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type != "cpu" and device.type in state:
-        getattr(torch, device.type).set_rng_state(state[device.type])
+def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        getattr(torch, device.type).set_rng_state(states[device.type])

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,39 +19,48 @@ class FileError(ValueError):
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Within it, whatever a reader raises becomes one line that names the file: FileNotFoundError
-    where there is none, else FileError."""
+def reading(path: str | Path, kind: str) -> Iterator[None]:
+    """Turns whatever a reader raises within it into one line that names the file: FileNotFoundError
+    where there is no file, else FileError."""
     try:
         if not Path(path).is_file():
-            raise IsADirectoryError if Path(path).is_dir() else FileNotFoundError
+            raise FileNotFoundError
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"no {what} {path}") from None
+        raise FileNotFoundError(f"no {kind} {path}") from None
     except PermissionError:
         raise FileError(f"{path} cannot be read: you lack the permission") from None
     except (Exception, MemoryError) as error:
         cause = str(error).strip().split("\n")[0][:100] or type(error).__name__
-        raise FileError(f"{path} is damaged, or no {what}: {cause}") from None
+        raise FileError(f"{path} is damaged, or no {kind}: {cause}") from None
 
 
-def check_archive(path: str | Path, most: int = 2**34) -> None:
-    """Raises an error where a checksum in a zip file is wrong (torch and numpy do not look at all
-    of them), or where its parts would be larger than `most` bytes."""
+def check_archive(path: str | Path) -> None:
+    """Raises an error where a checksum in a zip file is wrong, which torch and numpy do not always
+    notice, or where its parts would have over 16 GiB."""
     with zipfile.ZipFile(path) as archive:
-        if sum(part.file_size for part in archive.infolist()) > most:
-            raise ValueError(f"unpacked it would have over {most // 2**30} GiB")
+        if sum(part.file_size for part in archive.infolist()) > 2**34:
+            raise ValueError("unpacked it would have over 16 GiB")
         if (part := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {part} is wrong")
 
 
-LOCK = ".lock"  # the file in a run's folder that is locked
+def lock(folder: str | Path) -> FileLock:
+    """Keeps other processes out of a run's folder until it is released, or this process ends.
+    Raises ValueError where another process has it."""
+    folder_lock = FileLock(Path(folder, ".lock"))
+    try:
+        folder_lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process is working in {folder}") from None
+    return folder_lock
+
+
 claimed: list[Path] = []  # new files that are not written yet
 
 
 def claim(path: Path) -> Path:
-    """Makes an empty file, so that no other process takes its name. Raises FileExistsError where
-    there is one, PermissionError."""
+    """Makes an empty file, so that no other process takes its name. Raises OSError."""
     open(path, "x").close()
     claimed.append(path)
     return path
@@ -65,32 +74,18 @@ def give_up_claims() -> None:
                 path.unlink()
 
 
-def lock(folder: str | Path) -> FileLock:
-    """Keeps other processes out of a run's folder until its release, or until this process ends.
-    Raises ValueError where another has it."""
-    held = FileLock(Path(folder, LOCK))
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another process is working in {folder}") from None
-    return held
-
-
-def make_folder(path: Path) -> Path:
-    """Raises FileExistsError where there is one, OSError."""
-    path.mkdir(parents=True)
-    return path
-
-
-def new(folder: Path, name: str, *endings: str, make: Callable[[Path], Path] = claim) -> Path:
-    """name in `folder`, or name-2, name-3 .. where that is taken with any of the endings, made with
-    the first of them. Raises OSError."""
+def new(folder: Path, name: str, *endings: str) -> Path:
+    """Claims `name` with the first ending, or makes a folder where there are no endings. Takes
+    name-2, name-3 .. where the name is taken with any ending. Raises OSError."""
     for number in itertools.count(1):
         stem = name if number == 1 else f"{name}-{number}"
         paths = [folder / f"{stem}{ending}" for ending in endings or ("",)]
         with contextlib.suppress(FileExistsError):  # another process was faster
             if not any(path.exists() for path in paths):
-                return make(paths[0])
+                if endings:
+                    return claim(paths[0])
+                paths[0].mkdir(parents=True)
+                return paths[0]
 
 
 def check_writable(folder: Path) -> None:
@@ -100,15 +95,14 @@ def check_writable(folder: Path) -> None:
 
 
 def check_new(path: Path, ending: str, flag: str) -> None:
-    """Claims it. Raises ValueError unless `path` names a new file with this ending in an existing
-    folder."""
+    """Claims a new file. Raises ValueError unless its folder exists, its name has this ending, and
+    no file has that name."""
     if path.suffix != ending or not path.parent.is_dir():
-        what = f"the name of a new file in an existing folder, ending in {ending}"
-        raise ValueError(f"{flag} {path}: give {what}")
-    try:
-        claim(path)
-    except FileExistsError:
-        raise ValueError(f"{flag} {path} is there already: give another name") from None
+        wanted = f"the name of a new file in an existing folder, ending in {ending}"
+        raise ValueError(f"{flag} {path}: give {wanted}")
+    if path.exists():
+        raise ValueError(f"{flag} {path} is there already: give another name")
+    claim(path)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -120,10 +114,9 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
+    except OSError as error:
+        kept = "what stood there before is kept"
+        raise SaveError(f"cannot save {path} ({error.strerror}): {kept}") from None
+    finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        what = f"cannot save {path} ({error.strerror}): what stood there before is kept"
-        raise SaveError(what) from None
+            temporary.unlink()  # still there only where writing failed

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import platform
 import shlex
@@ -32,15 +31,12 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with exit status 2."""
 
     def __init__(self, description: str, prog: str, settings: type = argparse.Namespace):
-        self.settings = settings  # what `parse_given` makes
+        self.settings = settings  # the class of what `parse_given` returns
         script = shlex.quote(sys.argv[0]) if os.path.basename(sys.argv[0]) == prog else prog
-        self.typed = f"python {script}"  # from another folder, say
+        self.typed = f"python {script}"  # as typed, perhaps from another folder
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
-
-    def parse_args(self, *of, **how) -> argparse.Namespace:
         if sys.stdout is sys.__stdout__ is not None:  # not a test's, or a notebook's
             sys.stdout.reconfigure(errors="replace")  # a locale may have no sign for ±
-        return super().parse_args(*of, **how)
 
     def exit(self, status: int = 0, message: str | None = None):
         first = os.environ.get("RANK", "0") == "0"  # torchrun starts many, and one speaks
@@ -54,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
     @contextmanager
     def errors_in_one_line(self, alone: bool = True):
-        """Within it, bad input ends with one line and status 2, Ctrl-C with one and status 130. A
+        """Ends with one line and status 2 after bad input, with one and status 130 after Ctrl-C. A
         script that runs `alone` refuses to be one of several processes."""
         try:
             if alone and "WORLD_SIZE" in os.environ:
@@ -74,55 +70,51 @@ class Parser(argparse.ArgumentParser):
     def parse_given(self, argv: list[str] | None) -> tuple["RunSettings", set[str]]:
         """The settings, and the names of those that were given."""
         self.words = sys.argv[1:] if argv is None else argv  # for the record
-        absent = object()
-        names = vars(self.parse_args([]))
-        given = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent))))
-        given = {name: value for name, value in given.items() if value is not absent}
-        return self.settings(**names | given), set(given)
+        defaults, absent = vars(self.parse_args([])), object()
+        values = argparse.Namespace(**dict.fromkeys(defaults, absent))
+        values = vars(self.parse_args(argv, values))
+        given = {name: value for name, value in values.items() if value is not absent}
+        return self.settings(**defaults | given), set(given)
 
 
 # ---------------------------------------------------------------- what an option's value may be
 
 
-def number(text: str, what: str, allowed) -> float:
-    """A number, or a fraction such as 8/255."""
+def number(text: str, rule: str, allowed: Callable[[float], bool]) -> float:
+    """A number, or a fraction such as 8/255. `rule` says in words what is `allowed`."""
     try:
         above, *below = map(float, text.split("/"))
         value = above / below[0] if len(below) == 1 else float(text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number: it must {what}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: it must {rule}") from None
     if not allowed(value):
-        raise argparse.ArgumentTypeError(f"{text} is out of range: it must {what}")
+        raise argparse.ArgumentTypeError(f"{text} is out of range: it must {rule}")
     return value
 
 
-def radius(text: str) -> float:
-    return number(text, "lie in (0, 1], pixels being in [0, 1]", lambda v: 0 < v <= 1)
-
-
-def radius_or_0(text: str) -> float:
-    return number(text, "lie in (0, 1], or be 0: no attack in training", lambda v: 0 <= v <= 1)
-
-
-def positive(text: str) -> float:
-    return number(text, "be positive, up to a million", lambda v: 0 < v <= 1e6)
-
-
-def positive_or_inf(text: str) -> float:
-    return number(text, "be positive, up to a million, or inf", lambda v: 0 < v <= 1e6 or v == inf)
-
-
-def not_negative(text: str) -> float:
-    return number(text, "be 0 or more, up to a million", lambda v: 0 <= v <= 1e6)
-
-
-def fraction(text: str) -> float:
-    return number(text, "lie in (0, 1)", lambda v: 0 < v < 1)
-
-
 def count(text: str, most: int = 10**9, least: int = 1) -> int:
-    what = f"be a whole number, at least {least}, at most {most:,}"
-    return int(number(text, what, lambda v: least <= v <= most and v.is_integer()))
+    rule = f"be a whole number, at least {least}, at most {most:,}"
+    return int(number(text, rule, lambda v: least <= v <= most and v.is_integer()))
+
+
+def depth(text: str) -> int:
+    return int(number(text, "be 6n + 2, up to 1202", lambda v: 2 <= v <= 1202 and v.is_integer()))
+
+
+def numbers(rule: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
+    return partial(number, rule=rule, allowed=allowed)
+
+
+radius = numbers("lie in (0, 1], pixels being in [0, 1]", lambda v: 0 < v <= 1)
+radius_or_0 = numbers("lie in (0, 1], or be 0: no attack in training", lambda v: 0 <= v <= 1)
+positive = numbers("be positive, up to a million", lambda v: 0 < v <= 1e6)
+positive_or_inf = numbers(
+    "be positive, up to a million, or inf", lambda v: 0 < v <= 1e6 or v == inf
+)
+not_negative = numbers("be 0 or more, up to a million", lambda v: 0 <= v <= 1e6)
+fraction = numbers("lie in (0, 1)", lambda v: 0 < v < 1)
+count_or_0, seed = partial(count, least=0), partial(count, least=0, most=2**53 - 1)
+experts, threads = partial(count, most=100), partial(count, most=1024)
 
 
 def part(text: str) -> tuple[int, int]:
@@ -133,24 +125,11 @@ def part(text: str) -> tuple[int, int]:
     return i, k
 
 
-count_or_0 = partial(count, least=0)
-experts, threads = partial(count, most=100), partial(count, most=1024)
-
-
-def depth(text: str) -> int:
-    return int(number(text, "be 6n + 2, up to 1202", lambda v: 2 <= v <= 1202 and v.is_integer()))
-
-
-def seed(text: str) -> int:
-    what = "be a whole number, at least 0, less than 2^53"
-    return int(number(text, what, lambda v: 0 <= v < 2**53 and v.is_integer()))
-
-
 # ------------------------------------------------------------------- options of training scripts
 
 
 def option(default: object, kind: Callable[[str], object] | tuple, text: str):
-    """A field of a dataclass of settings that is an option as well. `kind` makes its value of a
+    """A field of a dataclass of settings that is an option as well. `kind` makes its value from a
     text, or holds the choices; bool makes --name and --no-name."""
     return dataclasses.field(default=default, metadata={"kind": kind, "text": text})
 
@@ -167,7 +146,7 @@ class RunSettings:
     out: str = option(None, str, "the run's folder (default: a new one in runs, named by settings)")
     resume: str = option(None, str, "resume the run in this folder")
     seed: int = option(0, seed, "of weights, order and all that is random (default: 0)")
-    device: str = option(None, str, "cuda, mps or cpu (default: the first that is there)")
+    device: str = option(None, str, "cuda, mps or cpu (default: the first available)")
     threads: int = option(None, threads, "CPU threads per operation (default: torch's own number)")
     compile: bool = option(None, bool, "torch.compile, a minute at first (default: on a GPU)")
     graph: bool = option(None, bool, "a step as one CUDA graph (default: on a GPU)")
@@ -179,11 +158,12 @@ class RunSettings:
 
 
 def check_values(settings: dict, kinds: dict[str, Callable | tuple]) -> None:
-    """Raises ValueError where a setting, of a checkpoint say, is none that its option takes."""
-    no_attack = settings.get("eps") == 0 == settings.get("alpha")
+    """Raises ValueError where a setting, of a checkpoint say, has a value that its option refuses.
+    None stands for an option that was not given."""
     for name, kind in kinds.items():
         value = settings.get(name)
-        if value is None or (no_attack and name == "alpha"):  # None: it was not given
+        no_attack = name == "alpha" and value == settings.get("eps") == 0
+        if value is None or no_attack:
             continue
         try:
             if isinstance(kind, tuple):
@@ -200,13 +180,13 @@ def check_values(settings: dict, kinds: dict[str, Callable | tuple]) -> None:
 
 def kinds(settings: type) -> dict[str, Callable | tuple]:
     """{name: kind} of all options in a dataclass of settings."""
-    fields = [f for base in settings.__mro__[:-1] for f in dataclasses.fields(base)]
+    fields = [field for base in settings.__mro__[:-1] for field in dataclasses.fields(base)]
     return {field.name: field.metadata["kind"] for field in fields if field.metadata}
 
 
 def training_parser(settings: type, description: str = "", prog: str = "") -> Parser:
     """A parser of the fields of a dataclass. Each class that it extends is a group of --help; a
-    class that repeats a field changes its default alone."""
+    class that repeats a field changes only its default."""
     parser, known = Parser(description, prog, settings), set()
     for base in reversed(settings.__mro__[:-1]):
         group = parser.add_argument_group(base.__doc__)
@@ -216,18 +196,19 @@ def training_parser(settings: type, description: str = "", prog: str = "") -> Pa
                 continue
             known.add(field.name)
             flag, kind = field.name.strip("_").replace("_", "-"), field.metadata["kind"]
-            how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
-            how["metavar"] = None if "choices" in how else flag.upper()
             if kind is bool:
-                how = {"action": argparse.BooleanOptionalAction}
-            how |= {"dest": field.name, "default": field.default, "help": field.metadata["text"]}
-            group.add_argument(f"--{flag}", **how)
+                values = {"action": argparse.BooleanOptionalAction}
+            elif isinstance(kind, tuple):
+                values = {"choices": kind}
+            else:
+                values = {"type": kind, "metavar": flag.upper()}
+            values |= {"dest": field.name, "default": field.default, "help": field.metadata["text"]}
+            group.add_argument(f"--{flag}", **values)
     return parser
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:
-    what = "cuda, mps or cpu (default: the first of them that is there)"
-    parser.add_argument("--device", help=what)
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the first available)")
 
 
 def default_epochs(data_name: str) -> int:
@@ -239,27 +220,24 @@ def default_epochs(data_name: str) -> int:
 
 def pick_device(name: str | None) -> torch.device:
     """`name`, or cuda, else mps, else cpu. Raises ValueError for a device that is not there."""
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = [*(device for device in present if present[device]), "cpu"]
     try:
-        device = torch.device(name or there[0])
+        device = torch.device(name or available[0])
         torch.zeros(1, device=device).item()
         torch.backends.cudnn.allow_tf32 = False  # else float32 convolutions round to 10 bits
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # where graphs and streams are made
     except (RuntimeError, AssertionError, ImportError):
-        raise ValueError(f"no device {name!r}: this machine has {', '.join(there)}") from None
+        raise ValueError(f"no device {name!r}: this machine has {', '.join(available)}") from None
     return device
 
 
 def best_precision(device: torch.device) -> str:
     """bfloat16 where the hardware multiplies it: CUDA from Ampere on, CPUs with AMX or AVX-512.
 
-    Else float32. float16, which older GPUs have, is no choice: where an expert is sure of an image,
-    the attack's gradient becomes 0 in it, and no one factor scales the gradients of all images.
+    Else float32. Older GPUs have float16, but in it the attack's gradient becomes 0 where an expert
+    is sure of an image, and no single factor scales the gradients of all images.
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
@@ -270,17 +248,12 @@ def best_precision(device: torch.device) -> str:
 
 
 def why_precision(device: torch.device, precision: str) -> str:
-    """Why training is in this precision, in a few words."""
+    """The reason for training in this precision."""
     if precision != best_precision(device):
         return "as asked"
     if precision == "bfloat16":
         return "which this hardware multiplies"
     return f"as this {'GPU' if device.type == 'cuda' else 'machine'} has no bfloat16 in hardware"
-
-
-def compile_pays(device: torch.device) -> bool:
-    """On a GPU, where torch.compile has what it needs; elsewhere only on request."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def versions() -> dict[str, str]:

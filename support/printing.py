@@ -55,62 +55,60 @@ def _number(value: float | None, deviation: float | None = None) -> str:
 
 
 def print_report(
-    result: dict, me: str, count: int, eps: float, class_names: list[str] | None = None
+    result: dict, attacked: str, count: int, eps: float, class_names: list[str] | None = None
 ) -> None:
     """Prints {"table": .., "specialisation": .., "deviation" where there are several seeds: ..}.
 
-    `me` is the row of the model that was attacked, `count` the number of images; classes without
-    names are numbered.
+    `attacked` is the row of the model that was attacked, `count` the number of images. Classes
+    without names are numbered.
     """
-    table, deviation = result["table"], result.get("deviation", {})
-    columns = list(table[me])
+    table, deviations = result["table"], result.get("deviation", {})
+    columns = list(table[attacked])
     attacks = [column for column in columns if column not in ("clean", "own", "worst")]
-    heading = f"\nAccuracy (%) on {count} test images, "
-    heading += f"eps {eps:g}. Attacks are made against the {me},\n" if attacks else "clean."
-    heading += "the same images in every row." if attacks else ""
+    made = f"eps {eps:g}. Attacks are made against the {attacked},\nthe same images in every row."
+    heading = f"\nAccuracy (%) on {count} test images, {made if attacks else 'clean.'}"
     if "own" in columns:
         heading += f" own: each row attacked itself by {attacks[0]}."
     if "worst" in columns:
-        heading += f"\nworst: the {me} is correct in all columns."
+        heading += f"\nworst: the {attacked} is correct in all columns."
     print(heading)
-    width = max([9, *(len(column) + 2 for column in columns)]) + (3 if deviation else 0)
+    width = max([9, *(len(column) + 2 for column in columns)]) + (3 if deviations else 0)
     _line("", columns, width)
     for row, cells in table.items():
-        spread = deviation.get(row, {})
-        _line(row, [_number(cells.get(c), spread.get(c)) for c in columns], width)
+        deviation = deviations.get(row, {})
+        _line(row, [_number(cells.get(c), deviation.get(c)) for c in columns], width)
     if result["specialisation"]:
-        print_specialisation(result["specialisation"], me, class_names)
+        print_specialisation(result["specialisation"], attacked == "mixture", class_names)
 
 
-def print_specialisation(division: dict[str, dict], me: str, class_names: list[str] | None) -> None:
-    """{column: `specialisation`}, below the table of the model `me`."""
+def print_specialisation(columns: dict, mixture: bool, class_names: list[str] | None) -> None:
+    """{column: `specialisation`}, below the table. In a mixture nobody answers alone."""
     print("\nWhere the experts disagree, share (%) of images correct:")
-    mixture = me == "mixture"  # nobody answers alone in a mixture
     who = "the heaviest expert" if mixture else "the answering one"
     _line("", ["images", who, "the best fixed one", "any expert"], 20)
-    for column, parts in division.items():
-        images, *shares = parts["disagree"].values()
+    for column, division in columns.items():
+        images, *shares = division["disagree"].values()
         _line(column, [images, *map(_number, shares)], 20)
-    answers, accuracy = division["clean"]["answers"], division["clean"]["accuracy"]
-    if len(answers[0]) > 12:
-        print(f"\nWhat each expert answers of each of the {len(answers[0])} classes: metrics.json")
+    answers, accuracy = columns["clean"]["answers"], columns["clean"]["accuracy"]  # [M][K]
+    if (K := len(answers[0])) > 12:
+        print(f"\nWhat each expert answers of each of the {K} classes: metrics.json")
         return
     does = "is the heaviest in" if mixture else "answers"
     print(f"\nShare (%) of each class, clean, that each expert {does} / alone has correct:")
-    _line("", [name[:7] for name in class_names or map(str, range(len(answers[0])))], 8)
+    _line("", [name[:7] for name in class_names or map(str, range(K))], 8)
     for j, pairs in enumerate(map(zip, answers, accuracy)):
         _line(f"expert {j + 1}", [f"{share:.0f}/{correct:.0f}" for share, correct in pairs], 8)
 
 
 def answers(model: nn.Module, x: Tensor, classes: list[str]) -> tuple[Tensor, list[str]]:
-    """The model's answers to x [N, C, H, W], [N], and in words: which class, and who says so."""
+    """The model's answers to x [N, C, H, W]: labels [N]; in words, which class and who says so."""
     logits, score = ask_experts(model, x)  # [M, N, K], [M, N]
-    found = model.combine(logits, score).argmax(-1)
+    labels = model.combine(logits, score).argmax(-1)
     who = [f"the {model.row}"] * len(x)
     if model.row == "collaboration":
         pairs = zip(score.argmax(0) + 1, score.sigmoid().amax(0))
         who = [f"expert {j}, confidence {confidence:.2f}" for j, confidence in pairs]
-    return found, [f"{classes[k]} by {of}" for k, of in zip(found, who)]
+    return labels, [f"{classes[k]} by {name}" for k, name in zip(labels, who)]
 
 
 def print_answers(
@@ -118,15 +116,15 @@ def print_answers(
 ) -> tuple[Tensor, list[str]]:
     """Prints what every expert says of x [N, C, H, W], and returns `answers`."""
     logits, score = ask_experts(model, x)  # [M, N, K], [M, N]
-    found, in_words = answers(model, x, classes)
-    what = {"collaboration": "confidence", "mixture": "weight"}.get(model.row)
-    share = torch.softmax(score, 0) if what == "weight" else score.sigmoid()  # [M, N]
+    labels, in_words = answers(model, x, classes)
+    kind = {"collaboration": "confidence", "mixture": "weight"}.get(model.row)
+    values = score.softmax(0) if kind == "weight" else score.sigmoid()  # [M, N]
     for i, name in enumerate(names):
         print(name)
         for j, k in enumerate(logits[:, i].argmax(-1)):
-            says = f", {what} {share[j, i]:.3f}" if what else ""
-            note = "  <- answers" if what == "confidence" and j == score[:, i].argmax() else ""
-            print(f"  expert {j + 1}: {classes[k]}{says}{note}")
-        if what != "confidence":
-            print(f"  {model.row}: {classes[found[i]]}")
-    return found, in_words
+            value = f", {kind} {values[j, i]:.3f}" if kind else ""
+            note = "  <- answers" if kind == "confidence" and j == score[:, i].argmax() else ""
+            print(f"  expert {j + 1}: {classes[k]}{value}{note}")
+        if kind != "confidence":
+            print(f"  {model.row}: {classes[labels[i]]}")
+    return labels, in_words

@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 4 -- train_collab.py --eps 0.03 --n 3
 
-Every rank holds the whole model and the whole data set, attacks and learns its share of each batch
-and averages its gradients with the others'. All draw the same random numbers on the CPU, and so the
-same order of images (and, with --random-start, the same starts in their shares). Rank 0 alone
+Every rank holds the whole model and the whole data set, attacks and learns its part of each batch
+and averages its gradients with the others'. All ranks draw the same random numbers on the CPU, and
+so the same order of images (and, with --random-start, the same starts in their parts). Rank 0 alone
 prints, evaluates and writes. Where a rank dies, torchrun ends the others.
 """
 
@@ -32,7 +32,7 @@ def count() -> int:
 
 
 def start(device_name: str | None) -> None:
-    """Joins the other processes of this torchrun, if there are any; all but rank 0 fall silent.
+    """Joins the other processes of this torchrun, if there are any; silences all but rank 0.
 
     Raises ValueError where the ranks cannot have a GPU each.
     """
@@ -43,10 +43,10 @@ def start(device_name: str | None) -> None:
     if "LOCAL_RANK" not in os.environ:
         raise ValueError("WORLD_SIZE is set, but not by torchrun: unset it, or start by torchrun")
     cuda = torch.cuda.is_available() and device_name != "cpu"
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    if cuda and here > torch.cuda.device_count():
-        raise ValueError(f"{here} ranks for {torch.cuda.device_count()} GPUs: start fewer")
     if cuda:
+        ranks, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if ranks > gpus:
+            raise ValueError(f"{ranks} ranks for {gpus} GPUs: start fewer")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if sys.platform == "linux":  # PR_SET_PDEATHSIG: where torchrun is killed, its ranks end too
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -61,10 +61,11 @@ def agree(settings: dict) -> None:
     """Raises ValueError, in every rank, where the ranks were not given the same settings."""
     if count() == 1:
         return
-    of_all = [{}] * count()
+    of_all = [None] * count()
     dist.all_gather_object(of_all, settings)
-    if others := [name for name in settings if any(of[name] != settings[name] for of in of_all)]:
-        raise ValueError(f"the ranks were started with different settings: {', '.join(others)}")
+    different = [name for name in settings if any(s[name] != settings[name] for s in of_all)]
+    if different:
+        raise ValueError(f"the ranks were started with different settings: {', '.join(different)}")
 
 
 def part() -> slice:
@@ -74,10 +75,9 @@ def part() -> slice:
 
 def from_rank_0(value: object) -> object:
     """Rank 0's value, in every rank."""
-    if count() == 1:
-        return value
     values = [value]
-    dist.broadcast_object_list(values)
+    if count() > 1:
+        dist.broadcast_object_list(values)
     return values[0]
 
 
@@ -87,9 +87,9 @@ def average(tensors: list[Tensor]) -> None:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    parts = (flat / count()).split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts):
-        tensor.copy_(part.view_as(tensor))
+    means = (flat / count()).split([tensor.numel() for tensor in tensors])
+    for tensor, mean in zip(tensors, means):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -97,5 +97,5 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def average_statistics(model: nn.Module) -> None:
-    """Batch norm's running means and variances, which each rank has of its own share."""
+    """Batch norm's running means and variances, which each rank has of its own part."""
     average([buffer for buffer in model.buffers() if buffer.is_floating_point()])

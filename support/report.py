@@ -16,7 +16,7 @@ from support import pictures, printing
 def html(
     settings: Namespace, metrics: dict, model: nn.Module, x: Tensor, y: Tensor, curves: bytes
 ) -> bytes:
-    """The page of a run: its settings, metrics.json's content, the trained model and test images
+    """The page of a run, from its settings, metrics.json's content, the trained model, test images
     x [N, C, H, W], y [N], and the picture of its curves."""
     run, eps = shlex.quote(str(settings.out)), "" if settings.eps else " --eps 0.03"
     commands = [
@@ -24,12 +24,12 @@ def html(
         f"python infer.py {run} --eps 0.1 --attack pgd" + " adaptive" * routes(model),
         f"python -m experiments.evaluate {run}{eps}",
     ]
-    what = f"{settings.method}, {settings.n} x ResNet{settings.depth}, {settings.data_name}"
+    title = f"{settings.method}, {settings.n} x ResNet{settings.depth}, {settings.data_name}"
     page = Template(
         Path(__file__).with_suffix(".jinja").read_text("utf-8"), autoescape=True, trim_blocks=True
     )
     return page.render(
-        title=f"{what}, eps {settings.eps:g}",
+        title=f"{title}, eps {settings.eps:g}",
         settings=vars(settings),
         metrics=metrics,
         row=model.row,
@@ -45,20 +45,20 @@ def as_text(png: bytes) -> str:
 
 def examples(model: nn.Module, x: Tensor, y: Tensor, eps: float, classes: list[str]) -> dict:
     """Six adversarial examples, and images that are wrong without any attack."""
-    answers, told = printing.answers(model, x, classes)
-    found, i = {}, (answers == y).nonzero().squeeze(1)[:60]
+    answers, titles = printing.answers(model, x, classes)
+    shown, i = {}, (answers == y).nonzero().squeeze(1)[:60]
     if eps and len(i):
         x_adv = attacks_at(eps)["pgd"](model, x[i], y[i])
-        after, told_after = printing.answers(model, x_adv, classes)
+        after, titles_after = printing.answers(model, x_adv, classes)
         order = (after == y[i]).int().argsort(stable=True)[:6]  # the fooled ones first
-        what, changed = pictures.change(x[i], x_adv, eps)
+        heading, changed = pictures.change(x[i], x_adv, eps)
         rows = {
-            "clean": (x[i][order], [told[k] for k in i[order]]),
-            what: (changed[order], [""] * len(order)),
-            f"attacked, eps {eps:g}": (x_adv[order], [told_after[k] for k in order]),
+            "clean": (x[i][order], [titles[k] for k in i[order]]),
+            heading: (changed[order], [""] * len(order)),
+            f"attacked, eps {eps:g}": (x_adv[order], [titles_after[k] for k in order]),
         }
         names = [f"label {classes[k]}" for k in y[i][order]]
-        found["attacked"] = {
+        shown["attacked"] = {
             "correct": len(i),
             "taken": int((after != y[i]).sum()),
             "picture": as_text(pictures.strip(names, rows)),
@@ -66,5 +66,5 @@ def examples(model: nn.Module, x: Tensor, y: Tensor, eps: float, classes: list[s
     wrong = (answers != y).nonzero().squeeze(1)[:12]
     if len(wrong):
         names = [f"label {classes[k]}" for k in y[wrong]]
-        found["wrong"] = as_text(pictures.grid(names, x[wrong], [told[k] for k in wrong]))
-    return found
+        shown["wrong"] = as_text(pictures.grid(names, x[wrong], [titles[k] for k in wrong]))
+    return shown

@@ -14,10 +14,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 import attacks
@@ -38,7 +41,7 @@ def start(
     stages: tuple[int, ...] = (1,),
     check: Callable[[RunSettings], None] = lambda settings: None,
 ) -> "Run":
-    """A new run, or the one to resume: makes its folder and says what it will do.
+    """A new run, or the one to resume: makes its folder and prints its plan.
 
     `method` and `model` are kept in its settings; `baselines.models.build` makes the model. `check`
     raises ValueError for settings that the method cannot work with. Bad input ends with one line
@@ -82,47 +85,45 @@ def start(
     return run
 
 
+@dataclass
 class Run:
-    """One run: settings, dataset, model, and what it has been through so far (its history).
+    """One run, from its settings to its report.
 
-    Within `with`, Ctrl-C and a full disk end with one line that says how to resume, a loss that is
-    NaN with one that says what to change.
+    Within `with`, Ctrl-C and a full disk end with one line that says how to resume; a loss that is
+    NaN ends with one that says what to change.
     """
 
-    def __init__(
-        self,
-        parser: options.Parser,
-        settings: RunSettings,
-        dataset: data.Data,
-        model: nn.Module,
-        checkpoint: dict | None = None,
-    ):
-        self.parser, self.settings, self.dataset, self.model = parser, settings, dataset, model
-        self.device, self.out = next(model.parameters()).device, Path(settings.out)
+    parser: options.Parser
+    settings: RunSettings
+    dataset: data.Data
+    model: nn.Module
+    checkpoint: dict | None  # of the run to resume
+
+    def __post_init__(self) -> None:
+        self.device, self.out = next(self.model.parameters()).device, Path(self.settings.out)
         self.lock = None if ranks.rank() else files.lock(self.out)
-        self.checkpoint = checkpoint
-        self.history = list(checkpoint["history"]) if checkpoint else []
+        self.history = list(self.checkpoint["history"]) if self.checkpoint else []
         self.threads_before = torch.get_num_threads()
-        torch.set_num_threads(settings.threads)  # they decide the last bits
-        self.x_train = dataset.x_train.to(self.device)  # uint8 [N, C, H, W]
-        self.y_train = dataset.y_train.to(self.device)
+        torch.set_num_threads(self.settings.threads)  # they decide the last bits
+        self.x_train = self.dataset.x_train.to(self.device)  # uint8 [N, C, H, W]
+        self.y_train = self.dataset.y_train.to(self.device)
         self.bar = None
 
     def announce(self) -> None:
-        settings, dataset = self.settings, self.dataset
+        """Prints the data, the device and the plan."""
+        settings, dataset, N = self.settings, self.dataset, len(self.dataset.x_test)
+        shape = " x ".join(map(str, dataset.image_shape))
+        images = f"{len(dataset.x_train)} training and {N} test images, {shape}"
+        device = f"{options.device_name(self.device)}, {settings.precision}"
+        why = options.why_precision(self.device, settings.precision)
         hint = "" if settings.data == "cifar10" else "; the paper's setting is --data cifar10"
-        print(
-            f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test "
-            f"images, {' x '.join(map(str, dataset.image_shape))}; "
-            f"{options.device_name(self.device)}, {settings.precision}, "
-            f"{options.why_precision(self.device, settings.precision)}{hint}"
-        )
+        print(f"{dataset.name}: {images}; {device}, {why}{hint}")
         stages = settings.stage_epochs.items()
         plan = ", ".join(f"stage {stage}: {e} epoch{'s' * (e > 1)}" for stage, e in stages)
-        name = "" if settings.method == "soe" else f"{settings.method}: "
-        experts = f"{name}{settings.n} x ResNet{settings.depth}"
+        method = "" if settings.method == "soe" else f"{settings.method}: "
+        experts = f"{method}{settings.n} x ResNet{settings.depth}"
         print(f"{experts}, eps {settings.eps:g}; {plan}; into {self.out}", flush=True)
-        if (N := len(dataset.x_test)) < 100:
+        if N < 100:
             error = 50 / math.sqrt(N)
             print(f"Few test images: a standard error of {error:.0f} points where 50 % are correct")
 
@@ -134,7 +135,7 @@ class Run:
             self.bar.close()
         if self.lock is not None:
             with contextlib.suppress(OSError):  # as on Windows, where it is open
-                (self.out / files.LOCK).unlink()
+                Path(self.lock.lock_file).unlink()
             self.lock.release()
         torch.set_num_threads(self.threads_before)
         advice = "nothing was trained yet"
@@ -149,13 +150,8 @@ class Run:
         if isinstance(error, KeyboardInterrupt):
             self.parser.exit(130, f"\nstopped; {advice}\n")
 
-    def begin(
-        self,
-        stage: int,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-    ) -> None:
-        """Saves a stage's beginning, or takes optimizer and scheduler back to where it stopped.
+    def begin(self, stage: int, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+        """Saves the start of a stage, or gives optimizer and scheduler the state of a stopped one.
 
         Raises SaveError, FileError.
         """
@@ -175,7 +171,7 @@ class Run:
         self.bar = tqdm(total=self.total * steps, initial=self.done * steps, disable=quiet)
 
     def epochs(self, stage: int) -> Iterator[int]:
-        """The epochs that are left of this stage, from 1."""
+        """The epochs that are left of this stage, counted from 1."""
         for epoch in range(self.done + 1, self.total + 1):
             self.bar.set_description(f"stage {stage}, epoch {epoch}/{self.total}")
             self.steps, self.loss = 0, torch.zeros((), device=self.device)
@@ -189,7 +185,7 @@ class Run:
         return data.batches(self.x_train, self.y_train, size, augment, ranks.part())
 
     def count(self, batch_loss: Tensor) -> None:
-        """A step is done: adds its loss to the epoch's, and moves the bar on."""
+        """Adds a step's loss to the epoch's, and moves the bar."""
         self.loss += batch_loss
         if self.steps % 20 == 0:  # reading the loss makes the device wait
             self.bar.set_postfix(loss=f"{batch_loss.item():.3f}")
@@ -197,11 +193,11 @@ class Run:
         self.bar.update()
 
     def end_epoch(self, epoch: int) -> None:
-        """Averages what ranks have each of their own, checks the loss, saves, and prints a line.
+        """Averages what differs between ranks, checks the loss, saves, and prints a line.
 
         Raises FloatingPointError when the loss is no longer finite, SaveError.
         """
-        ranks.average_statistics(self.model)  # batch norm's: once an epoch, not once a step
+        ranks.average_statistics(self.model)  # once an epoch, not once a step
         ranks.average([self.loss])
         loss = self.loss.item() / self.steps  # checked once an epoch, as .item() synchronises
         weights = self.model.state_dict().values()
@@ -221,13 +217,11 @@ class Run:
         if epoch == self.total and self.stage < max(self.settings.stage_epochs):
             self.save("submodels.pt")
         self.save("model.pt")
-        attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
         if self.bar.disable or not sys.stdout.isatty():
-            print(
-                f"stage {self.stage}, epoch {epoch}/{self.total}: loss {loss:.3f}, training "
-                f"accuracy {entry['accuracy']:.1f} % clean{attacked}, {seconds:.1f} s",
-                flush=True,
-            )
+            accuracy = f"{entry['accuracy']:.1f} % clean"
+            accuracy += f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
+            line = f"stage {self.stage}, epoch {epoch}/{self.total}: loss {loss:.3f}, "
+            print(f"{line}training accuracy {accuracy}, {seconds:.1f} s", flush=True)
 
     def save(self, name: str) -> None:
         """A checkpoint in the run's folder. Raises SaveError."""
@@ -249,10 +243,9 @@ class Run:
         marks the run as finished, and report.html."""
         if ranks.rank():
             return
-        settings = self.settings
+        settings, dataset = self.settings, self.dataset
         speed.release(self.model)
         torch.manual_seed(settings.seed)
-        dataset = self.dataset
         x, y = dataset.test_images(self.device)
         result = evaluate(self.model, x, y, settings.eps)
         printing.print_report(result, self.model.row, len(x), settings.eps, dataset.class_names)
@@ -264,24 +257,24 @@ class Run:
             "precision": settings.precision,
             "images": len(x),
             "epochs": self.history,
-        }
+        } | result
         curves = pictures.curves(self.history)
         files.write(self.out / "curves.png", curves)
-        files.write(self.out / "metrics.json", json.dumps(metrics | result, indent=1).encode())
-        page = report.html(settings, metrics | result, self.model, x, y, curves)
+        files.write(self.out / "metrics.json", json.dumps(metrics, indent=1).encode())
+        page = report.html(settings, metrics, self.model, x, y, curves)
         files.write(self.out / "report.html", page)
         print(f"\nWrote {self.out}: {', '.join(sorted(path.name for path in self.out.iterdir()))}")
 
 
 def some(x_train: Tensor, y_train: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The same random training images each time, [count, C, H, W] in [0, 1], and labels [count]."""
-    order = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(0))
-    return x_train[order[:count]].float() / 255, y_train[order[:count]]
+    chosen = data.choose(len(x_train), count)
+    return x_train[chosen].float() / 255, y_train[chosen]
 
 
 def robust(model: nn.Module, x_train: Tensor, y_train: Tensor, settings: RunSettings) -> float:
-    """Of 200 training images, attacked as in training but from the image itself, in percent: how
-    many the model classifies correctly. No test image is looked at before the end."""
+    """The percentage correct of 200 training images, attacked as in training but without random
+    start. No test image is looked at before the end."""
     x, y = some(x_train, y_train, 200)
     x_adv = attacks.pgd(model.eval(), x, y, settings.eps, settings.alpha, settings.steps)
     return printing.percent(model.combine(*models.ask_experts(model, x_adv)).argmax(1) == y)
@@ -289,9 +282,9 @@ def robust(model: nn.Module, x_train: Tensor, y_train: Tensor, settings: RunSett
 
 @torch.no_grad()
 def by_expert(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
-    """Of 1,000 training images, clean, in percent: how many the model classifies correctly, how
-    many each expert answers, and on how many it is the best. No expert should starve (appendix
-    3.4). In a vote nobody answers alone."""
+    """Percentages of 1,000 clean training images: those that the model has correct, those that each
+    expert answers, and those on which it is best. No expert should starve (appendix 3.4). In a vote
+    nobody answers alone."""
     x, y = some(x_train, y_train, 1000)
     model.eval()
     logits, score = models.ask_experts(model, x)
@@ -327,30 +320,30 @@ def fill_in(settings: RunSettings, dataset: data.Data) -> None:
 def divide_epochs(settings: RunSettings, stages: tuple[int, ...]) -> dict[int, int]:
     """{stage: epochs}, in equal parts unless --stage1-epochs says otherwise. Raises ValueError
     where there are too few."""
+    total, first = settings.epochs, getattr(settings, "stage1_epochs", None)
     after_stage1 = getattr(settings, "submodels", None) is not None
-    if (first := getattr(settings, "stage1_epochs", None)) is not None:
+    if first is not None:
         if after_stage1:
             raise ValueError("--stage1-epochs: with --submodels stage 1 is over")
-        if first > settings.epochs:
-            raise ValueError(f"--stage1-epochs is {first} of {settings.epochs} --epochs")
-        both = {1: first, 2: settings.epochs - first}
+        if first > total:
+            raise ValueError(f"--stage1-epochs is {first} of {total} --epochs")
+        both = {1: first, 2: total - first}
         return {stage: epochs for stage, epochs in both.items() if epochs}
     stages = stages[1:] if after_stage1 else stages
-    each, rest = divmod(settings.epochs, len(stages))
+    each, rest = divmod(total, len(stages))
     if each == 0:
-        least = len(stages)
-        raise ValueError(f"--epochs is {settings.epochs}: {least} stages need at least {least}")
+        raise ValueError(f"--epochs is {total}: {len(stages)} stages need at least {len(stages)}")
     return dict.fromkeys(stages, each) | {stages[-1]: each + rest}
 
 
 def make_folder(settings: RunSettings) -> str:
     """A new folder for the run: --out, or the next free name. Raises ValueError, OSError."""
-    if settings.out is not None:
-        folder = Path(settings.out)
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise ValueError(f"--out {folder} is taken: name a new or empty folder, or --resume it")
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder)
-    method = "" if settings.method == "soe" else f"-{settings.method}"
-    name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
-    return str(files.new(Path("runs"), name, make=files.make_folder))
+    if settings.out is None:
+        method = "" if settings.method == "soe" else f"-{settings.method}"
+        name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
+        return str(files.new(Path("runs"), name))
+    folder = Path(settings.out)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"--out {folder} is taken: name a new or empty folder, or --resume it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)

@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import ask_experts
-from support import options, ranks
+from support import ranks
 from support.options import RunSettings
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
@@ -25,7 +26,7 @@ Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fill
 SWITCHES = {
     "heads": True,  # compiles normalisation and heads with the backbone: fewer, longer kernels
     "benchmark": True,  # cuDNN tries its convolutions and keeps the fastest
-    "combo_kernels": True,  # element-wise work that does not depend on each other, in one kernel
+    "combo_kernels": True,  # puts independent element-wise work into one kernel
     "streams": True,  # the experts side by side, each on a stream of its own
     "gather": True,  # under attack the answering expert alone runs with gradients
 }
@@ -48,18 +49,19 @@ def accelerate(
     """`step` itself, or the same with compiled networks, on a GPU as one CUDA graph.
 
     `compilable` is False for a loss that torch.compile cannot take. `draw` is called before each
-    step and returns whatever the loss draws anew at times; a graph is captured again where that has
-    changed. The step fills every .grad, which must be None before.
+    step and returns whatever the loss draws anew at times; a change of that captures a new graph.
+    The step fills every .grad, which must be None before.
     """
+    # float32 is meant, and so are the streams
     for true_and_meant in ("TensorFloat32 tensor cores", "The AccumulateGrad node's stream"):
-        warnings.filterwarnings("ignore", true_and_meant)  # float32 is, and so are the streams
+        warnings.filterwarnings("ignore", true_and_meant)
     release(model)
     device, drawn = next(model.parameters()).device, {}
-    compile_, graph = settings.compile, device.type == "cuda" and settings.graph is not False
-    if compile_ is None:
-        compile_ = options.compile_pays(device)
+    compile_ = settings.compile
+    if compile_ is None:  # on a GPU, where torch.compile has what it needs
+        compile_ = device.type == "cuda" and find_spec("triton") is not None
     fast = compiled(step, model) if compile_ and compilable else step
-    if graph:
+    if device.type == "cuda" and settings.graph is not False:
         fast = replayed(fast, model, drawn)
     working = or_plainly(fast, step, model)
 
@@ -71,41 +73,39 @@ def accelerate(
 
 
 def release(model: nn.Module) -> None:
-    """Gives back the GPU memory of an earlier graph, which the gradients lie in."""
-    for p in model.parameters():
-        p.grad = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    """Gives back the GPU memory of an earlier graph, in which the gradients lie."""
+    model.zero_grad()
+    torch.cuda.empty_cache()
 
 
 def or_plainly(fast: Step, plain: Step, model: nn.Module) -> Step:
-    """`fast`, or `plain` from then on where its first call fails, with one line that says so."""
+    """`fast`, or `plain` where the first call of `fast` fails, with one line that says so."""
     if fast is plain:
         return plain
-    ways = [fast, plain]
+    chosen = None
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        if len(ways) > 1:
-            restore = restorer(model)
-            try:
-                loss = fast(x, y)
-                del ways[1]
-                return loss
-            except RuntimeError as error:
-                restore()
-                del ways[0]
-                if ranks.rank() == 0:
-                    why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-                    print(
-                        f"Steps are slower: no compiling, no CUDA graph ({why}).", file=sys.stderr
-                    )
-        return ways[0](x, y)
+        nonlocal chosen
+        if chosen is not None:
+            return chosen(x, y)
+        restore = restorer(model)
+        try:
+            loss = fast(x, y)
+            chosen = fast
+            return loss
+        except RuntimeError as error:
+            restore()
+            chosen = plain
+            if ranks.rank() == 0:
+                why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+                print(f"Steps are slower: no compiling, no CUDA graph ({why}).", file=sys.stderr)
+        return plain(x, y)
 
     return step
 
 
 def restorer(model: nn.Module) -> Callable[[], None]:
-    """A function that puts back batch norm's statistics and random numbers; no gradient is left."""
+    """A function that restores batch norm's statistics and random numbers, and clears gradients."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     on_gpu = next(model.parameters()).is_cuda
     cpu, gpu = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
@@ -113,8 +113,7 @@ def restorer(model: nn.Module) -> Callable[[], None]:
     def restore() -> None:
         for buffer, before in zip(model.buffers(), buffers):
             buffer.copy_(before)
-        for p in model.parameters():
-            p.grad = None
+        model.zero_grad()
         torch.set_rng_state(cpu)
         if on_gpu:
             torch.cuda.set_rng_state(gpu)
@@ -125,26 +124,27 @@ def restorer(model: nn.Module) -> Callable[[], None]:
 # ----------------------------------------------------------------------------- compiled networks
 
 
-def compiled(step: Step, model: nn.Module, **how: Any) -> Step:
-    """The same step, its experts compiled; outside of it, in evaluation above all, they are not."""
-    # A mixture asks for features and has a gate between them and the answer.
+def compiled(step: Step, model: nn.Module, **changes: Any) -> Step:
+    """The same step with compiled experts. Outside of it, in evaluation say, they are not compiled.
+    `changes` replace arguments of torch.compile."""
+    # A mixture has a gate between features and answer: its features alone are compiled.
     whole = SWITCHES["heads"] and not hasattr(model, "gate")
-    part = "forward" if whole else "features"
+    method = "forward" if whole else "features"
     on_gpu = next(model.parameters()).is_cuda
     options_ = {"combo_kernels": True} if SWITCHES["combo_kernels"] and on_gpu else None
-    how = {"dynamic": False, "options": options_} | how
-    fast = [torch.compile(getattr(expert, part), **how) for expert in model.experts]
+    arguments = {"dynamic": False, "options": options_} | changes
+    fast = [torch.compile(getattr(expert, method), **arguments) for expert in model.experts]
 
     def compiled_step(x: Tensor, y: Tensor) -> Tensor:
         # 64 and not 8: several depths in one process, each in train and eval mode
         with torch._dynamo.config.patch(recompile_limit=64):
             for expert, forward in zip(model.experts, fast):
-                setattr(expert, part, forward)
+                setattr(expert, method, forward)
             try:
                 return step(x, y)
             finally:
                 for expert in model.experts:
-                    delattr(expert, part)
+                    delattr(expert, method)
 
     return compiled_step
 
@@ -154,7 +154,7 @@ def compiled(step: Step, model: nn.Module, **how: Any) -> Step:
 
 def replayed(step: Step, model: nn.Module, drawn: dict) -> Step:
     """`step` as one CUDA graph, captured at its first call and whenever `drawn` has changed. The
-    gradients must be None before each.
+    gradients must be None before each call.
 
     A step of the paper's size is thousands of kernels, most of them shorter than the time it takes
     to launch one from Python. Captured once, they are launched by one call. Shapes and everything
@@ -170,14 +170,13 @@ def replayed(step: Step, model: nn.Module, drawn: dict) -> Step:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # cuDNN chooses its kernels, and memory is laid out
             for _ in range(3):
-                for p in parameters:
-                    p.grad = None
+                model.zero_grad()
                 step(kept["x"], kept["y"])
         torch.cuda.current_stream().wait_stream(side)
         restore()  # the statistics and random numbers of the trial steps do not count
         with torch.cuda.graph(graph):
             kept["loss"] = step(kept["x"], kept["y"])
-        kept.update(graph=graph, grads=[p.grad for p in parameters], drawn=dict(drawn))
+        kept.update(graph=graph, gradients=[p.grad for p in parameters], drawn=dict(drawn))
 
     def replay(x: Tensor, y: Tensor) -> Tensor:
         if kept.get("drawn") != drawn:
@@ -193,29 +192,30 @@ def replayed(step: Step, model: nn.Module, drawn: dict) -> Step:
         kept["x"].copy_(x)
         kept["y"].copy_(y)
         kept["graph"].replay()
-        for p, grad in zip(parameters, kept["grads"]):
-            p.grad = grad
+        for p, gradient in zip(parameters, kept["gradients"]):
+            p.grad = gradient
         return kept["loss"]
 
     return replay
 
 
 def experts_on_streams(model: nn.Module) -> Callable:
-    """A context in which a loop over model.experts.side_by_side() finds each expert on a CUDA
-    stream of its own: each waits for what was before the loop, and what is after the loop for all
-    of them. What takes from several experts, a sum above all, must stand after the loop."""
+    """A context in which model.experts.side_by_side() yields each expert on its own CUDA stream.
+
+    Each stream waits for the work before the loop, and the work after the loop waits for all
+    streams. What takes from several experts, a sum above all, must stand after the loop."""
     streams = [torch.cuda.Stream() for _ in model.experts]  # the same in trial steps and capture
 
     def side_by_side() -> Iterator[nn.Module]:
-        begun_on = torch.cuda.current_stream()
+        main = torch.cuda.current_stream()
         try:
             for expert, stream in zip(model.experts, streams):
-                stream.wait_stream(begun_on)
+                stream.wait_stream(main)
                 with torch.cuda.stream(stream):
                     yield expert
         finally:
             for stream in streams:
-                begun_on.wait_stream(stream)
+                main.wait_stream(stream)
 
     @contextmanager
     def beside() -> Iterator[None]:
@@ -233,7 +233,7 @@ def experts_on_streams(model: nn.Module) -> Callable:
 
 def gathered(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """What training attacks: the model, or on a CPU the same by `gathered_forward`, with which
-    stage 2 takes 1.2 to 1.4 times less."""
+    stage 2 is 1.2 to 1.4 times as fast."""
     if not SWITCHES["gather"] or model.row != "collaboration" or len(model.experts) == 1:
         return model
     return partial(gathered_forward, model)
@@ -242,17 +242,17 @@ def gathered(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def gathered_forward(model: nn.Module, x: Tensor) -> Tensor:
     """Collaboration.forward, where one expert answers alone: [B, C, H, W] -> [B, K].
 
-    Who answers is seen first, without gradients; in eval mode an image's logits do not depend on
-    the batch it is in. Where `combine` was changed, and gives another answer than that expert's,
-    all are run as usual. Images under 32 x 32 are too small for gathering to pay: their cost is
-    per operation, not per pixel.
+    A first pass without gradients shows who answers; in eval mode an image's logits do not depend
+    on its batch. Where a changed `combine` gives another answer than that expert's, all experts run
+    as usual. Gathering does not pay for images under 32 x 32, whose cost is per operation.
     """
     pays = x.is_cpu and x.shape[2] * x.shape[3] >= 32 * 32
     if not pays or model.training or not x.requires_grad:
         return model(x)
-    said, score = ask_experts(model, x, len(x))  # [M, B, K], [M, B]
+    all_logits, score = ask_experts(model, x, len(x))  # [M, B, K], [M, B]
     answering = score.argmax(0)  # [B]
-    if not torch.equal(model.combine(said, score), said[answering, torch.arange(len(x))]):
+    answered = all_logits[answering, torch.arange(len(x))]  # [B, K]
+    if not torch.equal(model.combine(all_logits, score), answered):
         return model(x)
     groups = [(answering == j).nonzero().squeeze(1) for j in range(len(model.experts))]
     pairs = zip(model.experts, groups)

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 import data
 import infer
+from baselines import more, plain
 from experiments.fixtures import SMALL
 from support import report
 
@@ -20,12 +22,19 @@ def page(whole):
     return (whole / "report.html").read_text()
 
 
-def test_a_report_holds_every_figure_of_the_table(page, whole):
-    metrics = json.loads((whole / "metrics.json").read_text())
+@pytest.fixture(scope="module")
+def metrics(whole):
+    return json.loads((whole / "metrics.json").read_text())
+
+
+def test_a_report_holds_every_figure_of_the_table_and_defines_its_words(page, metrics, whole):
     cells = re.findall(r"<td>([\d.-]+)</td>", page)
     for row in metrics["table"].values():
         assert all(f"{value:.1f}" in cells for value in row.values() if value is not None)
     assert metrics["command"] in page and str(whole) in page
+    words = [*metrics["table"], *metrics["table"]["expert 1"]]
+    assert all(f">{word}</abbr>" in page for word in words)
+    assert '<abbr title="one network alone">expert 2</abbr>' in page
 
 
 def test_a_report_needs_nothing_from_outside_and_no_program(page):
@@ -34,15 +43,7 @@ def test_a_report_needs_nothing_from_outside_and_no_program(page):
     assert links and set(links) == {"data:"}
 
 
-def test_every_word_of_a_table_is_defined(page, whole):
-    metrics = json.loads((whole / "metrics.json").read_text())
-    words = [*metrics["table"], *metrics["table"]["expert 1"]]
-    assert all(f">{w}</abbr>" in page for w in words)
-    assert '<abbr title="one network alone">expert 2</abbr>' in page
-
-
-def test_what_a_user_named_is_text_and_no_html(whole):
-    metrics = json.loads((whole / "metrics.json").read_text())
+def test_what_a_user_named_is_text_and_no_html(metrics, whole):
     settings = Namespace(**metrics["settings"] | {"class_names": ["<b>", *"123456789"]})
     x, y = data.load("digits").test_images("cpu")
     page = report.html(settings, metrics, infer.load(whole), x[:4], y[:4], b"").decode()
@@ -61,18 +62,16 @@ def test_where_no_image_is_correct_there_are_no_adversarial_examples(whole):
     assert list(report.examples(model, x, y, 0.1, list("0123456789"))) == ["wrong"]
 
 
-@pytest.mark.parametrize("script, flags", [("plain", []), ("more", ["--eps", "0"])])
-def test_a_report_of_a_rival_has_what_there_is(script, flags, tmp_path, monkeypatch, capsys):
-    module = __import__(f"baselines.{script}", fromlist=["main"])
-    module.main([*SMALL, "--epochs", "1", *flags, "--out", str(tmp_path / "run")])
-    text = (tmp_path / "run" / "report.html").read_text()
-    assert ("Who weighs most" in text) == (script == "more") and "Who answers" not in text
+@pytest.mark.parametrize("script, flags", [(plain, []), (more, ["--eps", "0"])])
+def test_a_report_of_a_rival_has_what_there_is(script, flags):
+    script.main([*SMALL, "--epochs", "1", *flags, "--out", "run"])
+    text = Path("run/report.html").read_text()
+    assert ("Who weighs most" in text) == (script is more) and "Who answers" not in text
     assert ("Adversarial examples" in text) == (not flags)
-    commands = [line for line in text.split("<pre>")[1].split("</pre>")[0].splitlines()]
-    monkeypatch.chdir(tmp_path)
+    commands = text.split("<pre>")[1].split("</pre>")[0].splitlines()
     for command in commands[:2]:  # the third is the full evaluation
         infer.main(shlex.split(command)[2:])
-    assert (tmp_path / "answers.png").exists() and len(commands) == 3
+    assert Path("answers.png").exists() and len(commands) == 3
 
 
 def test_a_browser_shows_the_report(whole, tmp_path, browser):
