@@ -225,8 +225,8 @@ def run(args: Namespace) -> None:
     device = options.pick_device(args.device)
     if args.out:
         files.check_new(Path(args.out), ".json", "--out")
-    precision, compiles = options.best_precision(device), options.compile_pays(device)
-    s = settings_of(METHODS["soe"], precision=precision, compile=compiles)
+    precision = options.best_precision(device)
+    s = settings_of(METHODS["soe"], precision=precision, compile=device.type == "cuda")
     content = {
         "command": vars(args),
         "device": options.device_name(device),

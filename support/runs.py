@@ -263,7 +263,8 @@ class Run:
         files.write(self.out / "metrics.json", json.dumps(metrics, indent=1).encode())
         page = report.html(settings, metrics, self.model, x, y, curves)
         files.write(self.out / "report.html", page)
-        print(f"\nWrote {self.out}: {', '.join(sorted(path.name for path in self.out.iterdir()))}")
+        names = sorted(path.name for path in self.out.glob("[!.]*"))
+        print(f"\nWrote {self.out}: {', '.join(names)}")
 
 
 def some(x_train: Tensor, y_train: Tensor, count: int) -> tuple[Tensor, Tensor]:
