@@ -179,7 +179,7 @@ def train(run: runs.Run, stage: int, loss: TrainingLoss, **how) -> None:
             optimizer.step()
             run.count(batch_loss)
         scheduler.step()
-        run.end_epoch(epoch)  # averages statistics, checks, saves and prints
+        run.end_epoch(epoch)  # averages statistics, checks, measures, saves and prints
 
 
 def optimizer_and_schedule(

@@ -1,6 +1,6 @@
 """Every method that is compared: who trains it, its options, its model, its losses.
 
-A new one is a file beside this one, and one line here.
+A new one is a file beside this one, and here its import and a line of METHODS.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def units_of_a_batch(
 
     A unit is one member's forward pass on one batch; a backward pass to the input or to the weights
     is one more, and a second derivative (GAL's) costs as much again. M members, S steps of PGD;
-    `flags` are the method's others.
+    `flags` are further ones of its script.
     """
     settings, _ = options.training_parser(method.settings).parse_given(flags)
     vars(settings).update(n=M, steps=S, eps=eps, alpha=0.01, depth=8, model=method.model)

@@ -1,11 +1,11 @@
 """The paper's claims, judged by code from the records in results/.
 
 A claim says that one accuracy is above another, or that two are the same (within MARGIN points).
-Each place where it was measured, that is data, depth and eps, supports it, speaks against it, or
-leaves it open, as the 95 % interval of the difference has it (intervals.py). A claim *holds* if
-all places support it, *fails* if all speak against it, and is *undecided* if all leave it open;
-else the measurements of each kind are counted. One seed of training is marked by a dagger: other
-seeds may say otherwise.
+Each measurement, of one attack at one place (data, depth and eps), supports it, speaks against it,
+or leaves it open, as the 95 % interval of the difference has it (intervals.py). A claim *holds* if
+all measurements support it, *fails* if all speak against it, and is *undecided* if all leave it
+open; else those of each kind are counted. One seed of training is marked by a dagger: other seeds
+may say otherwise.
 
 On digits, ADP and GAL are those trained by SGD at the default rate: held-out images showed these
 to be stronger than those trained by Adam, in the few epochs that were affordable. Elsewhere they

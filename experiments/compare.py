@@ -177,7 +177,7 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
         print(f"[{number}/{len(mine)}] {run.name}", flush=True)
         if path.exists():
             check_record(path, run, args, dataset)
-            print("  is there already; after a change of code name another --out")
+            print("  is there already; after a change of code name another --out, or --results")
             continue
         try:
             with open(out / f"{run.name}.log", "a") as log, contextlib.redirect_stdout(log):
@@ -185,6 +185,9 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
         except SystemExit as stop:  # the script has said why
             if stop.code == 130:
                 raise
+            failed += 1
+        except RuntimeError as error:  # no memory is left on the GPU, say
+            print(f"  {str(error).splitlines()[0]}")
             failed += 1
         else:
             files.write(path, json.dumps(evaluate(run, args, dataset)).encode())
@@ -206,7 +209,7 @@ def show(finished: list[Path], args: Namespace) -> None:
 def comparison_parser() -> options.Parser:
     parser = options.Parser(__doc__, prog="-m experiments.compare")
     add, count = parser.add_argument, options.count
-    known = "names of METHODS, perhaps with flags (default: all but ours, and adp, gal by SGD)"
+    known = "of METHODS, perhaps with flags (default: all but soft-synergy; adp, gal by SGD too)"
     add("--methods", nargs="+", type=known_method, metavar="METHOD", default=DEFAULT, help=known)
     add("--depth", type=options.depth, nargs="+", default=[20], help="depths of each ResNet")
     add("--eps", type=options.radius_or_0, nargs="+", default=[0.03], help="radii of the attack")

@@ -295,9 +295,9 @@ def readings(runs: pd.DataFrame) -> str:
     accuracies lie within 3 points, none ahead of the collaboration; (b) trained without attacks it
     is not below one network, (c) under Square not below plain-together, by more than the interval.
     """
-    (depth,) = set(runs["depth"])
-    rivals = matching(f"soft-tuning/photos-val-plain-*-depth{depth}-n3-eps0.03-*.json")
-    runs = pd.concat([runs, frame(rivals)], ignore_index=True)
+    (depth,), (data,) = set(runs["depth"]), set(runs["data"])
+    if rivals := matching(f"soft-tuning/{data}-plain-*-depth{depth}-n3-eps0.03-*.json"):
+        runs = pd.concat([runs, frame(rivals)], ignore_index=True)
     measured = measurements(runs)
     one = measured.query("M == 1 and eps == 0")
     together = measured.query("method == 'plain-together' and column == 'square'")
@@ -311,16 +311,18 @@ def readings(runs: pd.DataFrame) -> str:
         return differences.agg(lambda d: answer(sum(interval(np.stack([*d]))) >= 0, signed(d)))
 
     clean, square, rows = not_below(one), not_below(together), []
-    stages = {"0": "2 alone", "12": "1 alone", "": "half and half"}  # of 12 epochs
+    stages = {"": "half and half", "0": "2 alone"}
     attacked = runs.query("eps > 0").sort_values("worst", ascending=False, kind="stable")
     for run in attacked.itertuples():
         reading, _, first = run.method.partition(" --stage1-epochs ")
         spread, lead = max(run.experts) - min(run.experts), run.clean - max(run.experts)
         # without attacks the stages have one loss, so either alone is the same run
         met = [answer(round(spread, 1) <= 3 and lead >= 0, f"{spread:.1f}, {lead:+.1f}")]
-        met += [clean.get(run.method.replace("epochs 12", "epochs 0"), "-")]
+        met += [clean.get(f"{reading} --stage1-epochs 0" if first else reading, "-")]
         met += [square.get(run.method, "-")]
-        stage, met = (stages[first], met) if reading.startswith("soe") else ("-", ["-"] * 3)
+        stage = stages.get(first, "1 alone")
+        if not reading.startswith("soe"):
+            stage, met = "-", ["-"] * 3
         experts = ", ".join(f"{accuracy:.1f}" for accuracy in run.experts)
         row = [reading, stage, f"{run.clean:.1f}", experts, f"{run.square:.1f}", f"{run.worst:.1f}"]
         supported = all(one.startswith("yes") for one in met)

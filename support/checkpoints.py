@@ -93,7 +93,7 @@ def end_of_stage1(settings: RunSettings) -> dict:
         raise ValueError(f"{source} has seen other images than {settings.data_name}'s")
     if 2 in stages:
         raise ValueError(f"{source} has been through stage 2: name a submodels.pt")
-    if len(stages) < theirs["stage_epochs"][1]:
+    if len(stages) < theirs["stage_epochs"].get(1, 1):
         raise ValueError(f"{source} has not finished stage 1: --resume its run first")
     return checkpoint
 

@@ -23,7 +23,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
     """Shows each default unless the help text states it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        stated = not action.default or "(default" in action.help
+        none = action.default is None or action.default is False
+        stated = none or "(default" in action.help
         return action.help if stated else super()._get_help_string(action)
 
 
@@ -141,7 +142,7 @@ class RunSettings:
     data: str = option("digits", str, "digits, cifar10, a FILE.npz, or a folder of class folders")
     size: int = option(None, count, "side of a folder's images, a multiple of 4 (default: 32)")
     test_share: float = option(
-        None, fraction, "test images of a folder without train and test (default: 0.2)"
+        None, fraction, "test images' part of a folder without train and test (default: 0.2)"
     )
     out: str = option(None, str, "the run's folder (default: a new one in runs, named by settings)")
     resume: str = option(None, str, "resume the run in this folder")

@@ -91,7 +91,7 @@ def print_specialisation(columns: dict, mixture: bool, class_names: list[str] | 
         _line(column, [images, *map(_number, shares)], 20)
     answers, accuracy = columns["clean"]["answers"], columns["clean"]["accuracy"]  # [M][K]
     if (K := len(answers[0])) > 12:
-        print(f"\nWhat each expert answers of each of the {K} classes: metrics.json")
+        print(f"\nWhat each expert answers of each of the {K} classes: see the JSON file")
         return
     does = "is the heaviest in" if mixture else "answers"
     print(f"\nShare (%) of each class, clean, that each expert {does} / alone has correct:")

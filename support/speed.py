@@ -21,7 +21,7 @@ from support.options import RunSettings
 
 Step = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], y [B] -> loss; fills every .grad
 
-# What is switched on: "gather" on a CPU, the others on a GPU.
+# What is switched on: "gather" on a CPU, the others on a GPU, "heads" with --compile anywhere.
 # `python -m experiments.bench_step --ablate` times each.
 SWITCHES = {
     "heads": True,  # compiles normalisation and heads with the backbone: fewer, longer kernels
@@ -153,8 +153,7 @@ def compiled(step: Step, model: nn.Module, **changes: Any) -> Step:
 
 
 def replayed(step: Step, model: nn.Module, drawn: dict) -> Step:
-    """`step` as one CUDA graph, captured at its first call and whenever `drawn` has changed. The
-    gradients must be None before each call.
+    """`step` as one CUDA graph, captured at its first call and whenever `drawn` has changed.
 
     A step of the paper's size is thousands of kernels, most of them shorter than the time it takes
     to launch one from Python. Captured once, they are launched by one call. Shapes and everything
