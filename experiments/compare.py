@@ -32,7 +32,7 @@ import data
 import infer
 from baselines import methods
 from baselines.methods import Method
-from experiments import figures, records, soft_synergy, train_or_resume
+from experiments import records, soft_synergy, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure
 from experiments.results import comparison
 from experiments.soft_synergy import SoftSettings, soft_loss
@@ -195,15 +195,13 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
 
 
 def show(finished: list[Path], args: Namespace) -> None:
-    """Prints the tables of these files, and draws them. Raises OSError."""
+    """Prints the tables of these files."""
     if finished:
         runs = records.frame(map(records.read, finished))
         for title, runs_of_title in records.by_title(runs):
             print(f"\n{title}; accuracy (%), each model attacked itself\n")
             print(comparison(runs_of_title))
-        picture = files.new(Path(args.out), "compare", ".png")
-        files.write(picture, figures.methods(runs, ("clean", *args.attack, "worst")))
-        print(f"\nWrote {args.results or args.out}: a JSON file for each run; and {picture}")
+        print(f"\nWrote {args.results or args.out}: a JSON file for each run")
 
 
 def comparison_parser() -> options.Parser:

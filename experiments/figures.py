@@ -44,27 +44,6 @@ def legend_below(figure: Figure, columns: int) -> bytes:
     return as_png(figure)
 
 
-def methods(runs: pd.DataFrame, columns: tuple[str, ...]) -> bytes:
-    """A panel for each title, a line for each method, a mark for each of `columns`."""
-    titles, columns = by_title(runs), [column for column in columns if column in runs]
-    rows = max(of_title["method"].nunique() for _, of_title in titles)
-    figure, axes = panels(len(titles), 4.6, 1.2 + 0.33 * rows)
-    for axis, (title, of_title) in zip(axes, titles):
-        by_method = of_title.groupby("method", sort=False)
-        names = list(by_method.groups)
-        for column, marker in zip(columns, itertools.cycle(MARKERS)):
-            # no mean where one of the seeds was not measured
-            means = by_method[column].agg(lambda accuracies: accuracies.mean(skipna=False))
-            spread = by_method[column].std().fillna(0)
-            style = {"fmt": marker, "markersize": 5, "label": column}
-            axis.errorbar(means, range(len(names)), xerr=spread, **style)
-        axis.set_yticks(range(len(names)), names)
-        axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="accuracy (%)")
-        axis.set_xlim(-1, 101)  # the same in every panel
-        axis.set_title(title, fontsize=9)
-    return legend_below(figure, 3)
-
-
 def experts_by_class(runs: pd.DataFrame) -> bytes:
     """A panel for each title, its first SoE: each expert's clean accuracy on each class, in numbers
     and shades, and a frame around who answers most of it."""
@@ -235,7 +214,6 @@ def drawn() -> dict[str, bytes]:
     of_soe = ["compare/digits-soe-depth*-n3-eps0.1-*seed0.json"]
     of_soe += ["photos/*-soe-depth*-n3-eps0.03-*seed0.json"]
     plane = sigma_and_T(runs("*tuning/*-depth*-n3-*.json"), {"digits-val": 0.1, "photos-val": 0.03})
-    attacks = ("clean", "pgd", "apgd", "square", "adaptive", "worst")
     by_eps = runs("attacks_by_eps.json")
     cells = {eps: of["table"]["collaboration"] for eps, of in zip(by_eps["eps"], by_eps["record"])}
     return {
@@ -243,7 +221,6 @@ def drawn() -> dict[str, bytes]:
         "plane.png": sigma_T_plane(plane),
         "experts_by_class.png": experts_by_class(runs(*of_soe)),
         "by_number.png": draw_by_number(runs("compare/digits-*-depth2-*.json")),
-        "compare.png": methods(runs("compare/digits-*-n3-eps0.1-*.json"), attacks),
         "attacks_by_eps.png": accuracy_by_eps(cells, "collaboration"),
         "scaling.png": scaling(matching("scaling_cpu.json")[0]["tables"]),
         "dial.png": dial(runs("readings/*-soe-confidencerectified-*depth2-*seed0.json")),

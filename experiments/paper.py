@@ -15,21 +15,16 @@ The numbers of the paper are in paper.json, its claims and their judge in claims
 import contextlib
 import json
 from argparse import Namespace
-from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-
 import data
 import xor_demo
-from experiments import bench_step, claims, compare, evaluate, records, transfer_set
+from experiments import claims, compare, evaluate, records, transfer_set
 from experiments.results import MAKERS
-from models import ResNet
-from support import files, options, speed
-from support.printing import duration
+from support import files, options
+from train_submodel import Settings
 
 
 class Scale(NamedTuple):
@@ -94,38 +89,20 @@ def is_there(path: Path, args: Namespace) -> bool:
     return path.exists() or f"{path.parent.name}/{path.name}" in args.stored
 
 
-def seconds_of_a_unit(dataset: data.Data, device: torch.device, depth: int) -> float:
-    """Time of one forward pass of a batch of 128 here, half of a forward and a backward one."""
-    settings = Namespace(precision=options.best_precision(device))
-    channels, *sides = dataset.image_shape
-    network = ResNet(depth, channels, dataset.num_classes, tuple(sides))
-    network = network.to(device, memory_format=torch.channels_last)
-    x = torch.rand(128, *dataset.image_shape, device=device)
-    y = torch.zeros(128, dtype=torch.long, device=device)
-
-    def step(x: torch.Tensor, y: torch.Tensor) -> None:
-        with speed.autocast(device, settings):
-            loss = F.cross_entropy(network.logits(x), y)
-        loss.backward()
-
-    return min(bench_step.seconds(step, x, y) for _ in range(4)) / 2
-
-
 def show_plan(names: list[str], args: Namespace) -> None:
-    """Prints the runs that these tables and figures need, what each costs, and what is there."""
+    """Prints the runs that these tables and figures need, the units of each, and what is there."""
     dataset = data.load(args.data or SCALES[args.scale].data)
-    device, batches = options.pick_device(args.device), max(1, len(dataset.x_train) // 128)
+    batches, total = max(1, len(dataset.x_train) // Settings.batch_size), 0.0
     jobs = [job for name in names for job in comparisons(name, args)]
     planned = {run.name: (run, job) for job in jobs for run in compare.shard(job, dataset.name)}
-    seconds, total = cache(partial(seconds_of_a_unit, dataset, device)), 0.0
     for run, job in planned.values():
         if is_there(Path(job.results, f"{run.name}.json"), args):
-            print(f"{'there':>8}  {run.name}")
+            print(f"{'there':>12}  {run.name}")
             continue
         units = compare.mean_units(run.method, job.n, run.eps) * run.epochs * batches
-        total += units * seconds(run.depth)
-        print(f"{duration(units * seconds(run.depth)):>8}  {run.name}: {units:,.0f} units")
-    print(f"{duration(total):>8}  in all, on {options.device_name(device)}; attacking comes on top")
+        total += units
+        print(f"{units:12,.0f}  {run.name}")
+    print(f"{total:12,.0f}  units in all, a forward pass of a batch each; attacking comes on top")
 
 
 def on_transferred(job: Namespace, args: Namespace) -> None:

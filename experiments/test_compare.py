@@ -6,7 +6,6 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import train_submodel
 from baselines import plain
@@ -56,7 +55,6 @@ def test_two_shards_and_then_all_of_it_train_and_attack_nothing_twice(tmp_path, 
     assert times(all_files) == all_files
     assert set(results(tmp_path)) == {"soe 0", "adp 0", "adp --optimizer sgd 0"}
     assert output.count("is there already") == 3 and output.count("| adp") == 2
-    assert Image.open(tmp_path / "compare-3.png").width > 400
     for log in tmp_path.glob("*.log"):
         assert "stage 1, epoch 1/" in log.read_text() and log.with_suffix("").is_dir()
 

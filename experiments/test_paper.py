@@ -188,7 +188,7 @@ def test_the_dry_run_names_every_run_once_even_in_two_shards_and_writes_nothing(
     def named(*words):
         paper_at(tmp_path, *words, "--dry-run")
         *runs, total = capsys.readouterr().out.splitlines()
-        assert "in all, on cpu" in total
+        assert "units in all" in total
         return [line.split(":")[0].split()[-1] for line in runs]
 
     assert len(set(named("all"))) == len(named("all")) > 20
@@ -214,7 +214,7 @@ def test_a_table_is_trained_once_and_printed_with_its_claims(tiny, tmp_path, cap
 def test_what_is_recorded_of_a_table_is_not_needed_again(tmp_path, capsys):
     paper.main(["table3", "--dry-run", "--device", "cpu", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("   there  digits-soe-depth") for line in lines) >= 12
+    assert sum("there  digits-soe-depth" in line for line in lines) >= 12
 
 
 @pytest.mark.slow
