@@ -349,10 +349,12 @@ def figure2(runs: pd.DataFrame) -> str:
 
 def softened(runs: pd.DataFrame) -> str:
     """SoE's experts as they are: the most confident one answers, all by their weights, or a vote;
-    each attacked itself."""
+    each attacked itself. On the seeds that all rows of a place have."""
     measured = counted(runs).query("M == 3 and column in ['clean', 'worst']")
     measured = measured[measured["method"].str.fullmatch("soe|soe at T = .*|soe's vote")]
-    measured = measured[measured.groupby("place")["method"].transform("nunique") > 1]
+    rows = measured.groupby("place")["method"].transform("nunique")
+    of_seed = measured.groupby(["place", "seed"])["method"].transform("nunique")
+    measured = measured[(rows > 1) & (of_seed == rows)]
     # in the order of T: at 0 the most confident one answers, at infinity all weigh the same
     T = (
         measured["method"]
