@@ -47,10 +47,17 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def stop_training(out: str | Path, *more: str, script=train_collab) -> None:
-    """A run that Ctrl-C ends in its first step."""
+def stop_training(out: str | Path, *more: str, script=train_collab, epoch: int = 0) -> None:
+    """A run that Ctrl-C ends once this epoch is saved; 0 is the start."""
+    save = checkpoints.save
+
+    def save_and_stop(path, checkpoint):
+        save(path, checkpoint)
+        if checkpoint["epoch"] == epoch:
+            interrupt()
+
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(torch.optim.SGD, "step", interrupt)
+        patch.setattr(checkpoints, "save", save_and_stop)
         train_small(out, *more, script=script)
     assert stop.value.code == 130
 
