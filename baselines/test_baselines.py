@@ -87,11 +87,10 @@ def test_a_plain_member_learns_from_itself_alone():
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.0])
-@pytest.mark.parametrize("together", [False, True])
-def test_plain_adds_clean_and_adversarial_cross_entropies_of_all_members(together, eps):
+@pytest.mark.parametrize("loss", [plain.plain_loss, plain.together_loss])
+def test_plain_adds_clean_and_adversarial_cross_entropies_of_all_members(loss, eps):
     """Where eps is 0, the clean ones alone."""
     model, (x, y), settings = linear_ensemble(), a_batch(), settings_of("plain", eps=eps)
-    loss = plain.together_loss if together else plain.plain_loss
 
     def attacked(predict):
         x_adv = x.clone()
@@ -107,7 +106,8 @@ def test_plain_adds_clean_and_adversarial_cross_entropies_of_all_members(togethe
 
     by_hand = 0
     for expert in model.experts:
-        batches = [x, attacked(average if together else expert.logits)] if eps else [x]
+        target = average if loss is plain.together_loss else expert.logits
+        batches = [x, attacked(target)] if eps else [x]
         by_hand += sum(F.cross_entropy(expert.logits(batch), y) for batch in batches)
     torch.testing.assert_close(loss(model, x, y, settings), by_hand)
 
