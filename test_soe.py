@@ -272,22 +272,6 @@ def network():
     return model, torch.rand(40, 1, 8, 8), torch.randint(10, (40,))
 
 
-@pytest.fixture
-def linear():
-    """A two-class linear model on 4 x 4 images, images, labels; the worst corners at eps 0.1."""
-    torch.manual_seed(0)
-    slope, x = torch.randn(16), torch.rand(30, 1, 4, 4)
-    border = (x.flatten(1) @ slope).median()
-
-    def model(z):  # so flat that CW's kappa is out of reach
-        rise = 0.01 * (z.flatten(1) @ slope - border)
-        return torch.stack([torch.zeros_like(rise), rise], 1)
-
-    y = model(x).argmax(1)
-    away = slope.sign() * (1 - 2 * y[:, None])  # raises the other class
-    return model, x, y, (x + 0.1 * away.view_as(x)).clamp(0, 1)
-
-
 @pytest.mark.parametrize("changes", [{}, {"steps": 1, "alpha": 0.1}, {"random_start": True}])
 @pytest.mark.parametrize("loss", [cross_entropy, cw_loss])
 def test_pgd_reaches_the_exact_corner_on_a_linear_model(changes, loss, linear):

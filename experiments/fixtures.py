@@ -91,6 +91,22 @@ def refused(capsys):
     return of
 
 
+@pytest.fixture
+def linear():
+    """A two-class linear model on 4 x 4 images, images, labels; the worst corners at eps 0.1."""
+    torch.manual_seed(0)
+    slope, x = torch.randn(16), torch.rand(30, 1, 4, 4)
+    border = (x.flatten(1) @ slope).median()
+
+    def model(z):  # so flat that CW's kappa is out of reach
+        rise = 0.01 * (z.flatten(1) @ slope - border)
+        return torch.stack([torch.zeros_like(rise), rise], 1)
+
+    y = model(x).argmax(1)
+    away = slope.sign() * (1 - 2 * y[:, None])  # raises the other class
+    return model, x, y, (x + 0.1 * away.view_as(x)).clamp(0, 1)
+
+
 def arrays(**changes) -> dict[str, np.ndarray]:
     """The contents of a FILE.npz: 40 random 8 x 8 images in each part, 4 classes."""
     rng, parts = np.random.default_rng(0), ("train", "test")
