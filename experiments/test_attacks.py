@@ -55,11 +55,11 @@ def test_autopgd_visits_the_points_that_its_algorithm_visits_and_returns_the_wor
     """On a bumpy loss, so that all of it happens: momentum, both rules, restarts from the best."""
     torch.manual_seed(10)
     first, second = 30 * torch.randn(16, 8).double(), torch.randn(8, 2).double()
-    ramp = torch.tensor([-2.0, 2.0]).double()
+    ramp, lead = torch.tensor([[-2.0, 2.0], [7.0, 0.0]]).double()
 
     def model(z):
         z = z.flatten(1)
-        return (z @ first).sin() @ second + z.mean(1, keepdim=True) * ramp
+        return (z @ first).sin() @ second + z.mean(1, keepdim=True) * ramp + lead
 
     x, y, seen = torch.rand(20, 1, 4, 4).double(), torch.zeros(20, dtype=torch.long), []
 
@@ -77,6 +77,7 @@ def test_autopgd_visits_the_points_that_its_algorithm_visits_and_returns_the_wor
         wrong = [z for z in points if model(z[None]).argmax() != 0]
         torch.testing.assert_close(x_adv[i], wrong[0] if wrong else max(points, key=loss))
     assert rules == {"seldom", "stuck", "neither"}
+    assert 0 < (model(x_adv).argmax(1) == y).sum() < len(y)
 
 
 def test_autopgd_attacks_what_is_still_correct_towards_the_likeliest_wrong_class(monkeypatch):
