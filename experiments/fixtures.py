@@ -47,10 +47,17 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def stop_training(out: str | Path, *more: str, script=train_collab) -> None:
-    """A run that Ctrl-C ends in its first step."""
+def stop_training(out: str | Path, *more: str, script=train_collab, epoch: int = 0) -> None:
+    """A run that Ctrl-C ends once this epoch is saved; 0 is the start."""
+    save = checkpoints.save
+
+    def save_and_stop(path, checkpoint):
+        save(path, checkpoint)
+        if checkpoint["epoch"] == epoch:
+            interrupt()
+
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(torch.optim.SGD, "step", interrupt)
+        patch.setattr(checkpoints, "save", save_and_stop)
         train_small(out, *more, script=script)
     assert stop.value.code == 130
 
@@ -82,6 +89,22 @@ def refused(capsys):
         return error
 
     return of
+
+
+@pytest.fixture
+def linear():
+    """A two-class linear model on 4 x 4 images, images, labels; the worst corners at eps 0.1."""
+    torch.manual_seed(0)
+    slope, x = torch.randn(16), torch.rand(30, 1, 4, 4)
+    border = (x.flatten(1) @ slope).median()
+
+    def model(z):  # so flat that CW's kappa is out of reach
+        rise = 0.01 * (z.flatten(1) @ slope - border)
+        return torch.stack([torch.zeros_like(rise), rise], 1)
+
+    y = model(x).argmax(1)
+    away = slope.sign() * (1 - 2 * y[:, None])  # raises the other class
+    return model, x, y, (x + 0.1 * away.view_as(x)).clamp(0, 1)
 
 
 def arrays(**changes) -> dict[str, np.ndarray]:

@@ -106,10 +106,7 @@ def test_ctrl_c_names_the_command_to_resume_from_any_folder(monkeypatch, capsys)
 
 @pytest.mark.parametrize(
     "call, message",
-    [
-        ("data.load", "stopped"),
-        ("support.checkpoints.save", "stopped; nothing was trained yet"),
-    ],
+    [("data.load", "stopped"), ("support.checkpoints.save", "stopped; nothing was trained yet")],
 )
 def test_ctrl_c_with_nothing_to_resume_says_so(call, message, monkeypatch, capsys):
     monkeypatch.setattr(call, interrupt)
@@ -205,6 +202,11 @@ def test_a_folder_that_cannot_be_written_to_is_noticed_before_the_work(whole, mo
     assert "cannot be written to" in refused(compare, "--out", ".", "--methods", "plain")
 
 
+def test_the_authors_rules_train_too():
+    train_small("run", "--confidence", "rectified", "--weights", "confidence")
+    assert infer.load("run").confidence == "rectified"
+
+
 def test_one_expert_is_a_collaboration_too():
     Path("run").mkdir()
     train_small("run", "--n", "1", "--epochs", "2")  # into an empty folder that is there
@@ -220,13 +222,10 @@ def test_a_small_run_trains_on_the_gpu():
 # ----------------------------------------------------------------------- --resume and --submodels
 
 
-@pytest.mark.parametrize(
-    "script, message",
-    [(train_collab, "has finished"), (train_submodel, "a run of soe, not soe-stage1")],
-)
-def test_a_finished_run_or_that_of_another_script_is_not_resumed(script, message, whole, refused):
+def test_a_finished_run_or_that_of_another_script_is_not_resumed(whole, refused):
     before = (whole / "model.pt").read_bytes()
-    assert message in refused(script, "--resume", whole)
+    assert "has finished" in refused(train_collab, "--resume", whole)
+    assert "a run of soe, not soe-stage1" in refused(train_submodel, "--resume", whole)
     assert (whole / "model.pt").read_bytes() == before
 
 
