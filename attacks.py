@@ -279,8 +279,8 @@ def adaptive(model: nn.Module, x: Tensor, y: Tensor, search: Callable) -> Tensor
 
 def far_and_near(eps: float, steps: int) -> Attack:
     """PGD from 2 eps down, from a random start, with momentum: crosses the ball, then settles."""
-    how = {"momentum": 0.75, "random_start": True, "keep_best": True, "falling": True}
-    return partial(pgd, eps=eps, alpha=2 * eps, steps=steps, **how)
+    search = partial(pgd, eps=eps, alpha=2 * eps, steps=steps, momentum=0.75, falling=True)
+    return partial(search, random_start=True, keep_best=True)
 
 
 def in_batches(attack: Attack, batch_size: int = 250) -> Attack:

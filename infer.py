@@ -121,12 +121,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="infer.py")
     add = parser.add_argument
     add("checkpoint", metavar="RUN", help="a run's folder, or its model.pt")
-    what = "an image file, or the number of a test image; none: the table"
-    add("images", nargs="*", default=[], metavar="IMAGE", help=what)
+    images = "an image file, or the number of a test image; none: the table"
+    add("images", nargs="*", default=[], metavar="IMAGE", help=images)
     add("--save", metavar="PNG", help="draw those images, clean and attacked")
     add("--eps", type=options.radius, help="attack radius (default: the checkpoint's)")
-    what = f"of {', '.join(ATTACKS)} (default: pgd)"
-    add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", help=what)
+    names = f"of {', '.join(ATTACKS)} (default: pgd)"
+    add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", help=names)
     add("--data", help="the data set, where its file has moved")
     options.add_device(parser)
     args = parser.parse_args(argv)
@@ -162,14 +162,14 @@ def run(args: Namespace) -> None:
         return
     # A file has no label: the attack then leads away from the clean answer.
     y = [answer if label is None else label for answer, label in zip(answers.tolist(), labels)]
-    rows, right = {"clean": (x, titles)}, [a == b for a, b in zip(answers, y)]
+    rows, correct = {"clean": (x, titles)}, [a == b for a, b in zip(answers, y)]
     for name, attack in attacks.items():
         x_adv = attack(model, x.to(device), torch.tensor(y, device=device))
         print(f"\nafter {name} on the {model.row}, eps {eps:g}:")
         _, titles = print_answers(model, x_adv, names, classes)
-        titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, right)]
-        what, changed = pictures.change(x, x_adv.cpu(), eps)
-        rows[f"{name}: {what}"] = (changed, [""] * len(x))
+        titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, correct)]
+        scale, changed = pictures.change(x, x_adv.cpu(), eps)
+        rows[f"{name}: {scale}"] = (changed, [""] * len(x))
         rows[f"{name}, eps {eps:g}"] = (x_adv, titles)
     if args.save:
         files.write(Path(args.save), pictures.strip(names, rows))

@@ -151,8 +151,8 @@ class Collaboration(nn.Module):
     def all_experts(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (logits [M, B, K], score [M, B]), the confidence being
         sigmoid(score). For y [B] see `rectified_score`."""
-        said = [expert(x) for expert in self.experts.side_by_side()]
-        logits, g_logit = map(torch.stack, zip(*said))
+        outputs = [expert(x) for expert in self.experts.side_by_side()]
+        logits, g_logit = map(torch.stack, zip(*outputs))
         if self.confidence == "rectified":
             return logits, rectified_score(logits, g_logit, y)
         return logits, g_logit

@@ -134,8 +134,7 @@ def figure_1(
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="xor_demo.py")
     parser.add_argument("--trap", action="store_true", help="the better sub-model's error alone")
-    what = "of samples and start (default: 0)"
-    parser.add_argument("--seed", type=options.seed, default=0, help=what)
+    parser.add_argument("--seed", type=options.seed, default=0, help="of samples and start")
     parser.add_argument("--out", metavar="PNG", help="the picture (default: xor.png, xor-2.png ..)")
     parser.add_argument("--animate", metavar="GIF", help="also draw the training of f and g")
     args = parser.parse_args(argv)

@@ -202,13 +202,13 @@ def speaks(kind: str, evidence: Evidence) -> str:
 
 
 def verdict(kind: str, pieces: list[Evidence]) -> str:
-    said = [speaks(kind, piece) for piece in pieces]
-    if not said:
+    verdicts = [speaks(kind, piece) for piece in pieces]
+    if not verdicts:
         return "not measured"
-    if len(set(said)) == 1:
-        return VERDICTS[said[0]] + "†" * ({piece.seeds for piece in pieces} == {1})
-    parts = [f"{VERDICTS[one]} at {said.count(one)}" for one in VERDICTS if one in said]
-    return f"{', '.join(parts)}, of {len(said)}"
+    if len(set(verdicts)) == 1:
+        return VERDICTS[verdicts[0]] + "†" * ({piece.seeds for piece in pieces} == {1})
+    parts = [f"{VERDICTS[one]} at {verdicts.count(one)}" for one in VERDICTS if one in verdicts]
+    return f"{', '.join(parts)}, of {len(verdicts)}"
 
 
 class Claim(NamedTuple):

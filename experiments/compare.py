@@ -214,7 +214,7 @@ def comparison_parser() -> options.Parser:
     add("--n", type=count, default=3, help="M, the members of each")
     add("--epochs", type=count, help="of every method (default: as in training)")
     add("--equal-cost", action="store_true", help="as much training as the first method has")
-    add("--seed", type=options.seed, default=0, help="the first seed (default: 0)")
+    add("--seed", type=options.seed, default=0, help="the first seed")
     add("--seeds", type=count, default=1, help="how many seeds, from there on")
     known = f"of {', '.join(ATTACKS)} (default: {' '.join(DECIDE)})"
     add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", default=list(DECIDE), help=known)

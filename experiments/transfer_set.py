@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--epochs", type=count, help="of the surrogates (default: as in training)")
     add("--images", type=count, help="at most so many test images (default: 1000)")
     add("--steps", type=count, default=100, help="of each attack")
-    add("--seed", type=options.seed, default=0, help="(default: 0)")
+    add("--seed", type=options.seed, default=0, help="of surrogates and attacks")
     options.add_device(parser)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():

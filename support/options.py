@@ -146,7 +146,7 @@ class RunSettings:
     )
     out: str = option(None, str, "the run's folder (default: a new one in runs, named by settings)")
     resume: str = option(None, str, "resume the run in this folder")
-    seed: int = option(0, seed, "of weights, order and all that is random (default: 0)")
+    seed: int = option(0, seed, "of weights, order and all that is random")
     device: str = option(None, str, "cuda, mps or cpu (default: the first available)")
     threads: int = option(None, threads, "CPU threads per operation (default: torch's own number)")
     compile: bool = option(None, bool, "torch.compile, a minute at first (default: on a GPU)")
