@@ -33,10 +33,10 @@ class DvergeSettings(Settings):
     """the images that members learn from each other"""
 
     distill_eps: float = option(
-        0.07, options.positive, "how far one moves towards another's features"
+        0.07, options.positive, "how far an image is moved towards another's features"
     )
-    distill_alpha: float = option(0.007, options.positive, "size of a step towards them")
-    distill_steps: int = option(10, options.count, "such steps")
+    distill_alpha: float = option(0.007, options.positive, "size of a step of that move")
+    distill_steps: int = option(10, options.count, "steps of that move")
 
 
 def features_at(expert: nn.Module, layer: int) -> Callable[[Tensor], Tensor]:
@@ -68,7 +68,9 @@ def feature_distance(h: Tensor, h_target: Tensor) -> Tensor:
     return (h - h_target).square().flatten(1).mean(1)
 
 
-def distill(expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: Settings) -> Tensor:
+def distill(
+    expert: nn.Module, layer: int, x: Tensor, x_target: Tensor, s: DvergeSettings
+) -> Tensor:
     """x' = argmin_z mean (h^l(z) - h^l(x_target))^2 over |z - x| <= distill_eps.
 
     x, x_target [B, C, H, W] -> [B, C, H, W].
