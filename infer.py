@@ -20,7 +20,7 @@ from attacks import ATTACKS, Attack, attacks_at, expert_losses, routes
 from baselines.models import build
 from data.images import read_images
 from models import Collaboration, Ensemble, ask_experts, vote
-from support import checkpoints, files, options, pictures
+from support import checkpoints, files, options, pictures, speed
 from support.printing import percent, print_answers, print_report, specialisation
 
 BATCH_SIZE = 250
@@ -59,7 +59,8 @@ def judge(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict]]:
     """{row: {column: which images are correct, bool [N]}}, and {column: `specialisation`}."""
     model.eval()
-    columns = {"clean": x} | {name: attack(model, x, y) for name, attack in attacks.items()}
+    fast = speed.for_attack(model)
+    columns = {"clean": x} | {name: attack(fast, x, y) for name, attack in attacks.items()}
     correct, division = {}, {}
     for column, images in columns.items():
         logits, score = ask_experts(model, images, batch_size)
@@ -73,7 +74,7 @@ def judge(
         parts["vote"] = Ensemble(model.experts)
         for row, part in parts.items():
             if row != model.row:
-                x_adv = attack(part.eval(), x, y)
+                x_adv = attack(speed.for_attack(part.eval()), x, y)
                 logits = part.combine(*ask_experts(part, x_adv, batch_size))
                 correct[row]["own"] = logits.argmax(1) == y
         correct[model.row]["own"] = correct[model.row][name]

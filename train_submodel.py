@@ -82,14 +82,14 @@ def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Setting
     batches = [x]
     if settings.eps:
         model.eval().requires_grad_(False)  # the attack needs gradients for the input alone
-        batches.append(training_attack(speed.gathered(model), x, y, settings))
+        batches.append(training_attack(speed.for_attack(model), x, y, settings))
     model.train().requires_grad_(True)
     return batches
 
 
 def attack_each_expert(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> Tensor:
     """x~_i = PGD against expert i alone, for every i: x [B, C, H, W] -> [M * B, C, H, W]."""
-    experts = model.experts.side_by_side()
+    experts = speed.for_attack(model).experts.side_by_side()
     return torch.cat([training_attack(e.logits, x, y, settings) for e in experts])
 
 

@@ -174,7 +174,7 @@ def times_of_methods(s: Settings, x: Tensor, y: Tensor, repeats: int) -> Times:
 def speed_ups(device: torch.device) -> dict[str, tuple[str, ...]]:
     """{name: what is on from there on}: of speed.SWITCHES, and the settings graph and compile."""
     if device.type != "cuda":
-        return {"+ the answering expert alone": ("gather",)}
+        return {"+ batch norm folded": ("fold",), "+ the answering expert alone": ("gather",)}
     return {
         "+ one CUDA graph, cuDNN's benchmark": ("graph", "benchmark"),
         "+ compiled": ("compile", "heads"),

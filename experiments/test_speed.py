@@ -7,6 +7,7 @@ import json
 from argparse import Namespace
 from collections import Counter
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from itertools import count
 
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import models
+from attacks import cross_entropy, expert_losses
 from baselines import dverge
 from baselines.methods import METHODS
 from baselines.models import build
@@ -374,7 +376,45 @@ def test_precision_is_what_the_gpu_multiplies(capability, precision, why, monkey
     assert options.why_precision(CUDA, other) == "as asked"
 
 
-# -------------------------------------------------------------------------- a gathered forward
+# ------------------------------------------------------------------------- the attack, on a CPU
+
+
+def trained(model, x, y):
+    """A few steps, so that batch norms have statistics and weights of their own."""
+    optimizer = torch.optim.SGD(model.train().parameters(), 0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        expert_losses(model.all_experts(x)[0], y).mean().backward()
+        optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("depth, size", [(2, 8), (8, 16)])
+def test_a_network_with_folded_batch_norm_has_the_same_gradient(depth, size):
+    """By its distance from float64; and nothing of the model changes."""
+    torch.manual_seed(0)
+    x, y = torch.rand(16, 3, size, size), torch.randint(10, (16,))
+    model = trained(models.Collaboration([models.ResNet(depth, 3, 10, size)]), x, y)
+    before = deepcopy(model.state_dict())
+    twin, exact = speed.for_attack(model), deepcopy(model).double().experts[0]
+    norms = [part for part in twin.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert not norms and twin.experts[0].p_head.weight is model.experts[0].p_head.weight
+
+    def gradient(logits, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(cross_entropy(logits(x), y).sum(), x)[0].double()
+
+    def in_float64(x):
+        return exact.p_head(exact.pool(exact.backbone((x - 0.5) / 0.25)).flatten(1))
+
+    right = gradient(in_float64, x.double())
+    torch.testing.assert_close(gradient(twin, x), right, rtol=0, atol=1e-5 * right.abs().max())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_model_in_train_mode_is_not_folded():
+    model = models.Ensemble([models.ResNet(2, 1, 10, 8)])
+    assert speed.for_attack(model) is model
 
 
 def test_running_the_answering_expert_alone_changes_nothing():
@@ -392,7 +432,7 @@ def test_running_the_answering_expert_alone_changes_nothing():
     for j, expert in enumerate(model.experts):
         expert.backbone.register_forward_hook(lambda _, z, __, j=j: batches.update({j: len(z[0])}))
     alone, dense = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a = speed.gathered(model)(alone)
+    a = speed.for_attack(model)(alone)
     assert sum(batches.values()) == 3 * 24 + 24  # who answers, then the answers
     b = model.combine(*model.all_experts(dense))
     torch.testing.assert_close(a, b)
@@ -409,7 +449,7 @@ def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
     torch.manual_seed(0)
     model = models.Collaboration([models.ResNet(8, 3, 10, 32) for _ in range(2)]).eval()
     x = torch.rand(4, 3, 32, 32, requires_grad=True)
-    assert torch.equal(speed.gathered(model)(x), model(x))
+    torch.testing.assert_close(speed.for_attack(model)(x), model(x))
 
 
 # ----------------------------------------------------------------------------- times, scaling
@@ -446,7 +486,7 @@ def test_every_speed_up_is_timed_by_itself(small_steps, tmp_path):
     before, out = dict(speed.SWITCHES), tmp_path / "ways.json"
     bench_step.main(["--ablate", "--repeats", "1", "--device", "cpu", "--out", str(out)])
     ways = json.loads(out.read_text())["ways"]
-    assert len(ways) == 3 and all(len(times) == 2 and min(times) > 0 for times in ways.values())
+    assert len(ways) == 4 and all(len(times) == 2 and min(times) > 0 for times in ways.values())
     assert speed.SWITCHES == before
     ways = [*bench_step.speed_ups(CPU).values(), *bench_step.speed_ups(CUDA).values()]
     assert {name for way in ways for name in way} == {*speed.SWITCHES, "graph", "compile"}

@@ -148,7 +148,9 @@ class RunSettings:
     resume: str = option(None, str, "resume the run in this folder")
     seed: int = option(0, seed, "of weights, order and all that is random")
     device: str = option(None, str, "cuda, mps or cpu (default: the first available)")
-    threads: int = option(None, threads, "CPU threads per operation (default: torch's own number)")
+    threads: int = option(
+        None, threads, "CPU threads (default: torch's own number; 1 is faster beside other work)"
+    )
     compile: bool = option(None, bool, "torch.compile, a minute at first (default: on a GPU)")
     graph: bool = option(None, bool, "a step as one CUDA graph (default: on a GPU)")
     precision: str = option(

@@ -277,7 +277,8 @@ def robust(model: nn.Module, x_train: Tensor, y_train: Tensor, settings: RunSett
     """The percentage correct of 200 training images, attacked as in training but without random
     start. No test image is looked at before the end."""
     x, y = some(x_train, y_train, 200)
-    x_adv = attacks.pgd(model.eval(), x, y, settings.eps, settings.alpha, settings.steps)
+    fast = speed.for_attack(model.eval())
+    x_adv = attacks.pgd(fast, x, y, settings.eps, settings.alpha, settings.steps)
     return printing.percent(model.combine(*models.ask_experts(model, x_adv)).argmax(1) == y)
 
 
