@@ -136,13 +136,13 @@ class Experts(nn.ModuleList):
 class Collaboration(nn.Module):
     """The appendix's Algorithm 1: the expert with the highest score answers, for M >= 1 experts.
 
-    The score is the logit of a `confidence`: "ehead", g_j alone as in the paper, or "rectified",
-    max_k f_j,k * g_j as in the authors' code. Raises ValueError for another rule or no expert.
+    The score is the logit of a `confidence`: "rectified", max_k f_j,k * g_j, as in the authors'
+    code, or "ehead", g_j alone, as in the paper. Raises ValueError for another rule or no expert.
     """
 
     row = "collaboration"  # its row in the table
 
-    def __init__(self, experts: list[nn.Module], confidence: str = "ehead"):
+    def __init__(self, experts: list[nn.Module], confidence: str = "rectified"):
         super().__init__()
         if confidence not in CONFIDENCES:
             raise ValueError(f"confidence is {confidence!r}: it must be {' or '.join(CONFIDENCES)}")
