@@ -4,9 +4,9 @@
     python -m experiments.compare --methods soe "soe --sigma 0.3" plain-jointly --equal-cost
 
 A method is a name of METHODS, perhaps with flags of its script behind it. A run is one method at
-one depth, eps and seed. The method's script trains it in a folder of its own in --out, with a log
-beside the folder. Then it is attacked itself, at the eps of its training, by the attacks of
-experiments/evaluate.py. Its results are one JSON file in --results.
+one depth, eps and seed. The method's script trains it in a folder of its own in --out. Then it is
+attacked itself, at the eps of its training, by the attacks of experiments/evaluate.py. A log and
+its results, one JSON file, stand beside the folder.
 
 The same command resumes what was interrupted; the table shows whatever has finished. `--shard 2/5`
 does the second of five parts, on another machine for instance. A run that fails does not stop the
@@ -78,13 +78,12 @@ class Run(NamedTuple):
     script: Method  # what trains it
     flags: list[str]  # of the script
     command: str  # what trains it, in one line
-    depth: int
     eps: float
     epochs: int
 
 
 def plan(args: Namespace, data_name: str) -> list[Run]:
-    """Every run that is asked for, once."""
+    """Every run that is asked for, once; of these the I-th of K parts, for --shard I/K."""
     runs, seeds = {}, range(args.seed, args.seed + args.seeds)
     for depth, eps, method, seed in product(args.depth, args.eps, args.methods, seeds):
         epochs = args.epochs or options.default_epochs(args.data)
@@ -98,14 +97,9 @@ def plan(args: Namespace, data_name: str) -> list[Run]:
         script = METHODS[base]
         flags = [*script.flags.split(), *own_flags, *(f"--{k}={v}" for k, v in values.items())]
         command = " ".join(["python -m", script.main.__module__, f"--data={args.data}", *flags])
-        runs[name] = Run(name, method, script, flags, command, depth, eps, epochs)
-    return list(runs.values())
-
-
-def shard(args: Namespace, data_name: str) -> list[Run]:
-    """The I-th of K parts of the plan, for --shard I/K."""
+        runs[name] = Run(name, method, script, flags, command, eps, epochs)
     i, k = args.shard
-    return plan(args, data_name)[i - 1 :: k]
+    return list(runs.values())[i - 1 :: k]
 
 
 def evaluation(args: Namespace, dataset: data.Data) -> dict:
@@ -148,36 +142,34 @@ def evaluate(run: Run, args: Namespace, dataset: data.Data) -> dict:
 def check_record(path: Path, run: Run, args: Namespace, dataset: data.Data) -> None:
     """Raises ValueError where a run's JSON file is of another command, other images or attacks."""
     with files.reading(path, "result of a run"):
-        record = records.read(path)
+        (record,) = records.read(path)
         kept = record["command"], record["settings"]["data_checksum"], record["evaluation"]
     asked = run.command, dataset.checksum, evaluation(args, dataset)
     for part, theirs, ours in zip(("command", "data set", "evaluation"), kept, asked):
         if theirs != ours:
-            raise ValueError(f"{path} is of another {part} ({theirs}): name another --results")
+            raise ValueError(f"{path} is of another {part} ({theirs}): move it elsewhere")
 
 
 def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
-    """Does the runs of the shard that have no JSON file and are not `stored`. Returns the JSON
-    files of the whole plan, and how many runs failed. Raises ValueError, OSError, SystemExit."""
-    dataset = data.load(args.data)
+    """Does the runs of the plan that have no JSON file and are not `stored`. Returns all JSON files
+    of the plan, and how many runs failed. Raises ValueError, OSError, SystemExit."""
+    dataset, out, failed = data.load(args.data), Path(args.out), 0
     args.device = str(options.pick_device(args.device))
     for depth in args.depth:
         ResNet(depth)  # refuses a depth that there is not
-    runs, mine, failed = plan(args, dataset.name), shard(args, dataset.name), 0
+    runs = plan(args, dataset.name)
     for run in runs:
         options.training_parser(run.script.settings).parse_args(run.flags)  # refuses bad flags
-    out, results = Path(args.out), Path(args.results or args.out)
-    for folder in (results, out):
-        folder.mkdir(parents=True, exist_ok=True)
-        files.check_writable(folder)
-    for number, run in enumerate(mine, 1):
-        path = results / f"{run.name}.json"
-        if f"{results.name}/{path.name}" in stored:
+    out.mkdir(parents=True, exist_ok=True)
+    files.check_writable(out)
+    results = {out / f"{run.name}.json": run for run in runs}
+    for number, (path, run) in enumerate(results.items(), 1):
+        if f"{out.name}/{path.name}" in stored:
             continue
-        print(f"[{number}/{len(mine)}] {run.name}", flush=True)
+        print(f"[{number}/{len(runs)}] {run.name}", flush=True)
         if path.exists():
             check_record(path, run, args, dataset)
-            print("  is there already; after a change of code name another --out, or --results")
+            print("  is there already; after a change of code move it elsewhere, or name an --out")
             continue
         try:
             with open(out / f"{run.name}.log", "a") as log, contextlib.redirect_stdout(log):
@@ -191,17 +183,17 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
             failed += 1
         else:
             files.write(path, json.dumps(evaluate(run, args, dataset)).encode())
-    return [path for run in runs if (path := results / f"{run.name}.json").exists()], failed
+    return [path for path in results if path.exists()], failed
 
 
-def show(finished: list[Path], args: Namespace) -> None:
+def show(finished: list[Path]) -> None:
     """Prints the tables of these files."""
     if finished:
-        runs = records.frame(map(records.read, finished))
+        runs = records.frame(record for path in finished for record in records.read(path))
         for title, runs_of_title in records.by_title(runs):
             print(f"\n{title}; accuracy (%), each model attacked itself\n")
             print(comparison(runs_of_title))
-        print(f"\nWrote {args.results or args.out}: a JSON file for each run")
+        print(f"\nWrote {finished[0].parent}: a JSON file for each run")
 
 
 def comparison_parser() -> options.Parser:
@@ -225,7 +217,6 @@ def comparison_parser() -> options.Parser:
     options.add_device(parser)
     add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/compare", metavar="DIR", help="folder of all the runs")
-    add("--results", metavar="DIR", help="folder of their JSON files (default: that of --out)")
     return parser
 
 
@@ -234,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         finished, failed = train_and_attack(args)
-        show(finished, args)
+        show(finished)
     if failed:
         parser.exit(1, f"runs that failed, as said above: {failed}\n")
 

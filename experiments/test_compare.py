@@ -88,17 +88,19 @@ def test_what_is_there_is_used_only_for_the_same_flags_images_and_attacks(tmp_pa
     trained = times(out.glob("*/model.pt"))
     again = [*SMALL, *words.split(), "--out", out]
     assert "is of another evaluation" in refused(compare, *again, "--attack", "fgsm")
-    compare_small(out, f"{words} --attack fgsm --results {tmp_path}/fgsm")
+    (record,) = out.glob("*.json")
+    record.rename(tmp_path / "moved")
+    compare_small(out, f"{words} --attack fgsm")
     assert times(out.glob("*/model.pt")) == trained
-    assert set(results(tmp_path / "fgsm")["plain 0"]["correct"]) == {"clean", "fgsm"}
+    assert set(results(out)["plain 0"]["correct"]) == {"clean", "fgsm"}
+    (tmp_path / "moved").rename(record)
     with pytest.MonkeyPatch.context() as patch:
         together = compare.METHODS["plain"]._replace(flags="--together")
         patch.setitem(compare.METHODS, "plain", together)
         assert "is of another command (python -m baselines.plain" in refused(compare, *again)
     np.savez(own, **arrays(y_train=(np.arange(40) + 1) % 4))
     assert "is of another data set" in refused(compare, *again)
-    (kept,) = out.glob("*.json")
-    kept.unlink()
+    record.unlink()
     assert "was trained on other images" in refused(compare, *again)
 
 

@@ -77,7 +77,8 @@ def test_the_stronger_adp_is_the_rival_on_digits_where_it_was_chosen():
 
 def test_costs_are_those_of_three_experts():
     units = {("soe", 3): 90, ("gal", 3): 90, ("adp", 3): 80, ("more", 3): 60, ("soe", 5): 200}
-    runs = [run(name, {"clean": 50}, M, units=count) for (name, M), count in units.items()]
+    where = {"data": "cifar10-jpeg-10000"}
+    runs = [run(name, {"clean": 50}, M, units=count, **where) for (name, M), count in units.items()]
     costs = evidence_of("SoE's training costs more", runs)
     assert [e.difference for e in costs] == pytest.approx([0, 12.5, 50])  # gal, adp, more
     assert verdict("more", costs) == "holds at 2, fails at 1, of 3"  # what is counted is certain
@@ -139,9 +140,9 @@ def test_what_evaluate_measures_elsewhere_is_kept_apart(changed, method, columns
     command = {"queries": 1000, "part": None, "steps": 20} | changed
     model = trained.pop("settings") | {"method": trained.pop("method")}
     model["sigma"] = changed.get("sigma", 1.0)
-    record = {"model": model, "row": "vote", "file": "a.json", "command": command}
-    record["eps"] = {"0.1": trained, "0.2": trained}  # at the eps of training alone
-    counted = claims.counted(records.frame([record]))
+    record = trained | {"model": model, "row": "vote", "command": command}
+    runs = [record | {"eps": eps} for eps in ("0.1", "0.2")]  # at the eps of training alone
+    counted = claims.counted(records.frame(runs))
     assert sorted(counted["column"]) == columns and set(counted["method"]) <= {method}
 
 
@@ -178,8 +179,7 @@ def tiny(monkeypatch):
 
 
 def paper_at(folder, *words):
-    flags = ["--out", str(folder / "runs"), "--results", str(folder / "results")]
-    paper.main([*words, *flags, "--device", "cpu"])
+    paper.main([*words, "--again", "--out", str(folder), "--device", "cpu"])
 
 
 def test_the_dry_run_names_every_run_once_even_in_two_shards_and_writes_nothing(
@@ -201,7 +201,7 @@ def test_the_dry_run_names_every_run_once_even_in_two_shards_and_writes_nothing(
 @pytest.mark.slow
 def test_a_table_is_trained_once_and_printed_with_its_claims(tiny, tmp_path, capsys):
     paper_at(tmp_path, "table4")
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/compare/*.json")}
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("compare/*.json")}
     assert len(files) == 3 and "| digits, ResNet2, without attacks |" in capsys.readouterr().out
     paper_at(tmp_path, "table4")
     output = capsys.readouterr().out
@@ -245,5 +245,5 @@ def test_images_of_other_networks_are_made_once_for_an_eps(tiny, tmp_path, monke
     ],
 )
 def test_what_it_cannot_do_is_one_line(words, message, tmp_path, refused):
-    flags = ["--out", tmp_path / "runs", "--results", tmp_path / "results", "--device", "cpu"]
+    flags = ["--again", "--out", tmp_path / "runs", "--device", "cpu"]
     assert message in refused(paper, *words, *flags)

@@ -25,9 +25,9 @@ def test_the_tables_of_the_texts_are_those_of_the_json_files(path):
 def folder(tmp_path, monkeypatch):
     """An empty folder in the place of results/."""
     monkeypatch.setattr(records, "RESULTS", tmp_path)
-    records.stored.cache_clear()
+    records.lines.cache_clear()
     yield tmp_path
-    records.stored.cache_clear()
+    records.lines.cache_clear()
 
 
 def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(folder, monkeypatch):
@@ -43,7 +43,7 @@ def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(fold
 
 
 def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
-    for content in ('{"method": "soe"}', "[1]"):
+    for content in ('{"method": "soe"}', "[1]", "5", "", '{"eps": {"0.1": {}}}'):
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(files.FileError, match="a.json"):
             records.read(tmp_path / "a.json")
@@ -53,16 +53,21 @@ def test_records_keep_what_a_file_says_to_the_last_bit(folder, tmp_path_factory)
     """A run of compare, and a model that evaluate attacked at two eps."""
     run = result("soe", 0, {"clean": "0110" * 5, "worst": "00000000"})
     of_eps = {key: run[key] for key in ("table", "correct", "specialisation")}
-    model = dict.fromkeys(("command", "row", "model", "versions", "device"), {"seed": 1 / 3})
+    model = {
+        "command": {"part": None},
+        "row": "model",
+        "model": run["settings"] | {"method": "soe"},
+    }
     attacked = model | {"images": [3, 1], "eps": {"0.1": of_eps, "0.2": of_eps | {"doubts": ["?"]}}}
     new, kept = tmp_path_factory.mktemp("runs"), {"run.json": run, "attacked.json": attacked}
     for name, content in kept.items():
         (new / name).write_text(json.dumps(content))
     assert records.append(sorted(new.iterdir()), "set") == 3
-    found = {of.pop("name"): of for of in records.matching("set/*.json")}
-    assert [found[f"set/{name}"].pop("file")[-8:] for name in sorted(kept)] == ["jsonl#L1"] * 2
-    assert found["set/run.json"] == run
-    assert found["set/attacked.json"] == {k: v for k, v in attacked.items() if k != "images"}
+    *of_model, stored = records.matching("set/*.json")
+    assert stored == run | {"name": "set/run.json", "file": "results/runs.jsonl#L1"}
+    for number, (record, (eps, of_eps)) in enumerate(zip(of_model, attacked["eps"].items()), 1):
+        where = {"name": "set/attacked.json", "file": f"results/attacks.jsonl#L{number}"}
+        assert record == model | {"eps": eps} | of_eps | where
     with pytest.raises(ValueError, match="set/run.json is stored already"):
         records.append([new / "run.json"], "set")
     with pytest.raises(ValueError, match="set-2/run.json is stored already"):  # twice in one call
@@ -184,34 +189,14 @@ def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(folder
         for seed in (0, 1):
             run, name = result(method, seed, {"worst": before}), f"{method}-{seed}.json"
             (folder / "photos" / name).write_text(json.dumps(run))
-            of_eps = {"table": run["table"], "correct": {"clean": "1" * 8, "worst": now}}
-            model = {"name": name, "model": run["settings"] | {"method": method}}
-            attacked.append(model | {"command": {"part": None}, "eps": {"0.1": of_eps}})
+            model = {"name": name, "model": run["settings"] | {"method": method}, "eps": "0.1"}
+            model |= {"table": run["table"], "correct": {"clean": "1" * 8, "worst": now}}
+            attacked.append(model | {"command": {"part": None}})
     columns, first, second, difference = rows(results.stronger(frame(attacked)))
     shown = ["worst, on these", "by the weaker attacks", "on the others"]
     assert columns == ["", "clean", "worst", *shown] and first[0] == "plain"
     assert second == ["soft", *(f"{v:.1f} ± 0.0" for v in (100, 87.5, 75, 75, 100))]
     assert [cell.split()[0] for cell in difference[2:]] == ["+25.0", "+50.0", "+25.0", "+0.0"]
-
-
-def test_the_plane_and_the_fronts_put_each_run_in_its_place():
-    def run(method, worst, **settings):
-        plain = result(method, 0, {"clean": "1100", "worst": worst})
-        return plain | {"settings": plain["settings"] | {"lr": 0.1} | settings}
-
-    runs = [
-        run("soe --sigma 0.3", "1000", sigma=0.3),
-        run("soft-synergy", "1110", sigma=1.0, temperature=1.0, clean_weight=1.0),
-        run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0, lr=0.3),
-        run("plain-together", "0000"),
-        run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
-    ]
-    plane = figures.sigma_and_T(frame(runs), {"d": 0.1})
-    worst, infinity = plane.set_index(["sigma", "T"])["worst"].to_dict(), (math.inf, math.inf)
-    assert worst == {(0.3, 0.0): 25.0, (1.0, 1.0): 75.0, infinity: 0.0}
-    fronts = figures.fronts(frame(runs))
-    together = fronts.query("line == 'plain-together'").set_index("W")["worst"].to_dict()
-    assert together == {1: 0.0, 0.5: 50.0} and fronts["line"].nunique() == 4
 
 
 def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path, refused):
