@@ -237,7 +237,7 @@ def test_over_all_folds_each_image_is_a_test_image_once(tmp_path, refused):
 def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refused):
     small = {"n": 1, "batch_size": 4, "depth": 8, "steps": 1}
     monkeypatch.setitem(scaling.BASE, "cpu", small)
-    monkeypatch.setattr(scaling, "AXES", {"n": (1, 2)})
+    monkeypatch.setattr(scaling, "AXES", {"n": ("M, experts", (1, 2))})
     flags = ["--repeats", "1", "--device", "cpu", "--out", str(tmp_path / "scaling.png")]
     scaling.main(flags)
     table = json.loads((tmp_path / "scaling.json").read_text())["tables"]["M, experts"]
