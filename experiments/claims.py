@@ -22,7 +22,6 @@ import pandas as pd
 from experiments.intervals import images, interval
 from experiments.records import NAMES, Place, measurements, paired
 
-VERDICTS = {"for": "holds", "against": "fails", "open": "undecided"}
 MARGIN = 3.0  # points; the paper's own deviations are 0.5 to 3.2
 EPOCHS = {"digits": 30, "cifar10": 100, "cifar10-jpeg": 16}  # of the runs that count here
 EPOCHS |= {"cifar10-jpeg-10000": 12, "cifar10-10000": 12}
@@ -187,27 +186,6 @@ def on_xor(runs: pd.DataFrame, one: str, other: str) -> list[Evidence]:
 # ------------------------------------------------------------------------------------ the claims
 
 
-def speaks(kind: str, evidence: Evidence) -> str:
-    """`for`, `against` or `open`: what a difference, give or take `half`, says of such a claim."""
-    _, difference, half, _, seeds = evidence
-    if not seeds:
-        return "for" if difference > 0 else "against"
-    if kind == "same":
-        farthest, nearest = abs(difference) + half, abs(difference) - half
-        return "for" if farthest <= MARGIN else "against" if nearest > MARGIN else "open"
-    return "for" if difference > half else "against" if difference < -half else "open"
-
-
-def verdict(kind: str, pieces: list[Evidence]) -> str:
-    verdicts = [speaks(kind, piece) for piece in pieces]
-    if not verdicts:
-        return "not measured"
-    if len(set(verdicts)) == 1:
-        return VERDICTS[verdicts[0]] + "†" * ({piece.seeds for piece in pieces} == {1})
-    parts = [f"{VERDICTS[one]} at {verdicts.count(one)}" for one in VERDICTS if one in verdicts]
-    return f"{', '.join(parts)}, of {len(verdicts)}"
-
-
 class Claim(NamedTuple):
     """That A is `more` than B, or the `same`; where the paper's appendix says it; every measurement
     of it; and what it says, in our words."""
@@ -217,13 +195,23 @@ class Claim(NamedTuple):
     evidence: list[Evidence]
     text: str
 
+    def says(self, one: Evidence) -> str:
+        """The verdict of one measurement: of a difference, give or take `half`."""
+        holds, fails = one.difference > one.half, one.difference < -one.half
+        if self.kind == "same":
+            holds = abs(one.difference) + one.half <= MARGIN
+            fails = abs(one.difference) - one.half > MARGIN
+        fails = fails or one.seeds == 0 and not holds  # what is counted leaves nothing open
+        return "holds" if holds else "fails" if fails else "undecided"
+
     @property
     def verdict(self) -> str:
-        return verdict(self.kind, self.evidence)
-
-    def says(self, one: Evidence) -> str:
-        """What one measurement says of the claim."""
-        return verdict(self.kind, [one])
+        said = list(map(self.says, self.evidence))
+        if len(set(said)) <= 1:
+            dagger = "†" * ({one.seeds for one in self.evidence} == {1})
+            return said[0] + dagger if said else "not measured"
+        parts = [f"{v} at {said.count(v)}" for v in ("holds", "fails", "undecided") if v in said]
+        return f"{', '.join(parts)}, of {len(said)}"
 
 
 more, same = partial(Claim, "more"), partial(Claim, "same")

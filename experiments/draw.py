@@ -6,7 +6,6 @@ The page is served to this machine alone. The model must be one of grey images, 
 """
 
 import json
-from argparse import Namespace
 from functools import partial
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,14 +108,9 @@ def main(argv: list[str] | None = None) -> None:
     options.add_device(parser)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        run(args)
-
-
-def run(args: Namespace) -> None:
-    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    with server(args.checkpoint, args.port, args.device) as serving:
-        print(f"Open http://127.0.0.1:{args.port} in a browser; Ctrl-C ends it.", flush=True)
-        serving.serve_forever()
+        with server(args.checkpoint, args.port, args.device) as serving:
+            print(f"Open http://127.0.0.1:{args.port} in a browser; Ctrl-C ends it.", flush=True)
+            serving.serve_forever()
 
 
 if __name__ == "__main__":

@@ -371,7 +371,7 @@ def evidence(runs: pd.DataFrame) -> str:
     for number, claim in enumerate(judged(runs), 1):
         where = "not in the paper" if claim.place == "-" else f"appendix {claim.place}"
         parts.append(f"### {number}\n\n{claim.text} ({where}): **{claim.verdict}**")
-        says = [[f"[{one}]({one.file})", claim.says(one).strip("†")] for one in claim.evidence]
+        says = [[f"[{one}]({one.file})", claim.says(one)] for one in claim.evidence]
         if says:
             places = [one.where for one in claim.evidence]
             parts.append(table(pd.DataFrame(says, places, ["difference", "says"])))

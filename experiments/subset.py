@@ -11,7 +11,6 @@ testing, the others for training. So over K runs each image is tested once.
 """
 
 import io
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -61,24 +60,20 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", required=True, metavar="FILE", help="the .npz file to write")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        run(args)
-
-
-def run(args: Namespace) -> None:
-    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    out, buffer = Path(args.out), io.BytesIO()
-    files.check_new(out, ".npz", "--out")
-    if args.fold and args.validation:
-        raise ValueError("--validation goes with --train")
-    dataset = data.load(args.data)
-    parts = fold(dataset, *args.fold) if args.fold else first(dataset, args.train, args.validation)
-    x = torch.cat([dataset.x_train, dataset.x_test]).permute(0, 2, 3, 1)  # channels last
-    y, named = torch.cat([dataset.y_train, dataset.y_test]), {}
-    for part, numbers in zip(("train", "test"), parts):
-        named |= {f"x_{part}": x[numbers].numpy(), f"y_{part}": y[numbers].numpy()}
-    np.savez_compressed(buffer, **named)
-    files.write(out, buffer.getvalue())
-    print(f"wrote {out}: {len(parts[0])} training and {len(parts[1])} test images")
+        out, buffer = Path(args.out), io.BytesIO()
+        files.check_new(out, ".npz", "--out")
+        if args.fold and args.validation:
+            raise ValueError("--validation goes with --train")
+        dataset = data.load(args.data)
+        x = torch.cat([dataset.x_train, dataset.x_test]).permute(0, 2, 3, 1)  # channels last
+        y, named = torch.cat([dataset.y_train, dataset.y_test]), {}
+        chosen = (args.train, args.validation) if args.train else args.fold
+        parts = (first if args.train else fold)(dataset, *chosen)
+        for part, numbers in zip(("train", "test"), parts):
+            named |= {f"x_{part}": x[numbers].numpy(), f"y_{part}": y[numbers].numpy()}
+        np.savez_compressed(buffer, **named)
+        files.write(out, buffer.getvalue())
+        print(f"wrote {out}: {len(parts[0])} training and {len(parts[1])} test images")
 
 
 if __name__ == "__main__":
