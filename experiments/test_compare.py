@@ -10,7 +10,7 @@ import torch
 import train_submodel
 from baselines import plain
 from experiments import compare, records
-from experiments.fixtures import arrays, same_weights
+from experiments.fixtures import arrays, same_weights, stop_training, train_small
 from support import checkpoints
 
 SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd apgd --steps 2 --images 20".split()
@@ -105,24 +105,15 @@ def test_what_is_there_is_used_only_for_the_same_flags_images_and_attacks(tmp_pa
 
 
 @pytest.mark.slow
-def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
-    words, save = "--methods plain --seeds 2 --epochs 4", checkpoints.save
-    compare_small(tmp_path / "whole", words)
-
-    def stop(path, checkpoint):
-        save(path, checkpoint)
-        if checkpoint["epoch"] == 2 and checkpoint["settings"]["seed"] == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(checkpoints, "save", stop)
-        compare_small(tmp_path / "cut", words)
-    assert stopped.value.code == 130 and list(results(tmp_path / "cut")) == ["plain 0"]
-    (second,) = (tmp_path / "cut").glob("*-seed1/model.pt")
-    assert checkpoints.load(second)["epoch"] == 2
-    compare_small(tmp_path / "cut", words)
-    assert "epoch 3/4" in (tmp_path / "cut" / f"{second.parent.name}.log").read_text()
-    cut, whole = (results(tmp_path / name)["plain 1"]["correct"] for name in ("cut", "whole"))
+def test_it_resumes_where_it_was_interrupted(tmp_path):
+    flags = "--methods plain --attack pgd apgd --images 20".split()
+    train_small(tmp_path / "whole", *flags, script=compare)
+    stop_training(tmp_path / "cut", *flags, script=compare, epoch=2)
+    (checkpoint,) = (tmp_path / "cut").glob("*/model.pt")
+    assert not results(tmp_path / "cut") and checkpoints.load(checkpoint)["epoch"] == 2
+    train_small(tmp_path / "cut", *flags, script=compare)
+    assert "epoch 3/4" in (tmp_path / "cut" / f"{checkpoint.parent.name}.log").read_text()
+    cut, whole = (results(tmp_path / name)["plain 0"]["correct"] for name in ("cut", "whole"))
     assert cut == whole
 
 
@@ -185,14 +176,11 @@ UNITS = {
 
 @pytest.mark.parametrize("method", compare.METHODS)
 def test_units_of_three_members_and_four_steps_of_pgd(method):
+    """Counting them changes no random number."""
+    before = torch.get_rng_state()
     assert compare.units_of_a_batch(method, 3, 4) == UNITS.get(method, {1: PLAINLY})
     if method != "plain-together":  # which needs an attack
         assert compare.units_of_a_batch(method, 3, 4, eps=0)[1] == (18 if method == "gal" else 9)
-
-
-def test_counting_units_changes_no_random_number():
-    before = torch.get_rng_state()
-    compare.units_of_a_batch.__wrapped__("adp", 2, 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -94,16 +93,6 @@ def test_an_evaluation_repeats_by_its_seed_and_overwrites_nothing(small_run):
     first, again, other = (saved(small_run, f"attacks{n}.json") for n in ("", "-2", "-3"))
     assert first["eps"] == again["eps"] != other["eps"]
     assert first["eps"].keys() == {"0.1"}  # the checkpoint's
-
-
-def test_without_images_at_most_1000_are_attacked(small_run, tmp_path):
-    x = np.random.default_rng(0).integers(0, 256, (1100, 8, 8), dtype=np.uint8)
-    y = x[:, 0, 0] % 10
-    many = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
-    np.savez(tmp_path / "many.npz", **many)
-    few = ["--steps", "1", "--queries", "1"]
-    evaluate.main([str(small_run), "--data", str(tmp_path / "many.npz"), *few])
-    assert len(saved(small_run)["images"]) == 1000
 
 
 def test_a_part_of_the_model_is_attacked_alone(small_run, capsys):

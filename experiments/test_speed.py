@@ -88,15 +88,6 @@ def quickly_compiled(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("heads", [True, False])
-def test_all_experts_share_three_graphs(quickly_compiled, monkeypatch, heads):
-    """The attack's, in eval mode, and those that learn from B and from M B images."""
-    monkeypatch.setitem(speed.SWITCHES, "heads", heads)
-    after_steps("soe stage 1", compile=True)
-    assert quickly_compiled["unique_graphs"] == 3
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILABLE)
 def test_nothing_is_compiled_again_in_later_steps(quickly_compiled, name):
     """Nor between two epochs, by an evaluation; and PyTorch's settings are as before."""
