@@ -2,6 +2,7 @@
 
     python -m experiments.compare --eps 0.1 --n 3 --depth 2 8 --seeds 3
     python -m experiments.compare --methods soe "soe --sigma 0.3" plain-jointly --equal-cost
+    python -m experiments.compare --between A.json B.json    # the difference of any two runs
 
 A method is a name of METHODS, perhaps with flags of its script behind it. A run is one method at
 one depth, eps and seed. The method's script trains it in a folder of its own in --out. Then it is
@@ -34,7 +35,7 @@ from baselines import methods
 from baselines.methods import Method
 from experiments import records, soft_synergy, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure
-from experiments.results import comparison
+from experiments.results import accuracy, comparison, signed, table
 from experiments.soft_synergy import SoftSettings, soft_loss
 from models import ResNet
 from support import checkpoints, files, options
@@ -43,6 +44,8 @@ from train_submodel import Settings
 METHODS = dict(methods.METHODS)
 METHODS["soft-synergy"] = Method(soft_synergy.main, SoftSettings, "soft", (soft_loss,))
 DEFAULT = [*methods.METHODS, "adp --optimizer sgd", "gal --optimizer sgd"]
+MEANING = "± behind an accuracy: its standard deviation over the seeds of training; behind a "
+MEANING += "difference: half its 95 % interval, over images and seeds (of one seed, images alone)."
 SHARED = "--depth --eps --n --epochs --seed --data --device --out --resume".split()
 
 
@@ -153,6 +156,7 @@ def check_record(path: Path, run: Run, args: Namespace, dataset: data.Data) -> N
 def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
     """Does the runs of the plan that have no JSON file and are not `stored`. Returns all JSON files
     of the plan, and how many runs failed. Raises ValueError, OSError, SystemExit."""
+    check_strength(args)
     dataset, out, failed = data.load(args.data), Path(args.out), 0
     args.device = str(options.pick_device(args.device))
     for depth in args.depth:
@@ -186,14 +190,40 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
     return [path for path in results if path.exists()], failed
 
 
-def show(finished: list[Path]) -> None:
-    """Prints the tables of these files."""
-    if finished:
-        runs = records.frame(record for path in finished for record in records.read(path))
-        for title, runs_of_title in records.by_title(runs):
-            print(f"\n{title}; accuracy (%), each model attacked itself\n")
-            print(comparison(runs_of_title))
-        print(f"\nWrote {finished[0].parent}: a JSON file for each run")
+def check_strength(args: Namespace) -> None:
+    """Raises ValueError where the methods would be judged by unequal attacks."""
+    votes = [m for m in args.methods if args.n == 1 or METHODS[m.split()[0]].model == "ensemble"]
+    if votes and max(args.eps) and "adaptive" in args.attack and "apgd" not in args.attack:
+        why = "adaptive misleads a router, which it has not, and no other attack is as strong"
+        raise ValueError(f"{votes[0]} would be judged by less: {why}; add apgd")
+
+
+def show(finished: list[Path], args: Namespace) -> None:
+    """Prints the tables of these files, and writes their numbers to --csv."""
+    runs = records.frame(record for path in finished for record in records.read(path))
+    of_soe = any(method.startswith("soe") for method in args.methods)
+    first = "soe" if of_soe else args.methods[0]
+    for title, runs_of_title in records.by_title(runs, first):
+        print(f"\n{title}; accuracy (%), each model attacked itself\n")
+        print(comparison(runs_of_title, first))
+    print(f"\n{MEANING}\nWrote {args.out}: a JSON file for each run")
+    if args.csv:
+        numbers = runs.drop(columns=["place", "experts", "correct", "record", "name"])
+        files.write(Path(args.csv), numbers.to_csv(index=False).encode())
+
+
+def between(a: Path, b: Path) -> str:
+    """A table of two runs, or attacked models, and their difference in each column that both have.
+    Raises ValueError where they have not seen the same images."""
+    ours, theirs = (records.measurements(records.frame(records.read(path))) for path in (a, b))
+    same = ["data", "checksum", "images", "eps", "column"]
+    pairs = ours.merge(theirs, on=same, suffixes=("", " of B"))
+    if pairs.empty:
+        raise ValueError(f"{a} and {b}: no attack at one eps, on the same images, is in both")
+    pairs["difference"] = pairs["correct"] - pairs["correct of B"]
+    cells = {"accuracy": accuracy, "accuracy of B": accuracy, "difference": signed}
+    cells = pairs.groupby(["eps", "column"], sort=False).agg(cells)
+    return table(cells.set_axis(["A", "B", "A less B"], axis=1), "eps", "")
 
 
 def comparison_parser() -> options.Parser:
@@ -217,6 +247,9 @@ def comparison_parser() -> options.Parser:
     options.add_device(parser)
     add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/compare", metavar="DIR", help="folder of all the runs")
+    add("--csv", metavar="FILE", help="also write a row of numbers for each run")
+    files_of_two = "only compare two JSON files, of this script or of experiments.evaluate"
+    add("--between", nargs=2, type=Path, metavar=("A", "B"), help=files_of_two)
     return parser
 
 
@@ -224,8 +257,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = comparison_parser()
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
+        if args.between:
+            print(f"{between(*args.between)}\n\n{MEANING}")
+            return
+        if args.csv:
+            files.check_new(Path(args.csv), ".csv", "--csv")
         finished, failed = train_and_attack(args)
-        show(finished)
+        if finished:
+            show(finished, args)
     if failed:
         parser.exit(1, f"runs that failed, as said above: {failed}\n")
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -113,7 +114,7 @@ def measure(
             deviation[row] = {c: statistics.stdev(values) for c, values in percents.items()}
         always[row] = {c: torch.stack([run[row][c] for run in runs]).all(0) for c in columns}
     mine = always[model.row]
-    if len(attacks) + len(transfer) > 1 or len(runs) > 1:
+    if attacks or transfer:
         mine["worst"] = torch.stack(list(mine.values())).all(0)
         table[model.row]["worst"] = percent(mine["worst"])
     mine.pop("own", None)  # a column of the table alone
@@ -216,6 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
     add("--data", help="the data set, where its file has moved")
     add("--out", metavar="FILE", help="the .json file (default: attacks.json in the run's folder)")
+    add("--csv", metavar="FILE", help="also write the tables' numbers (default: in JSON alone)")
     options.add_device(parser)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
@@ -243,11 +245,15 @@ def run(args: Namespace) -> None:
     made_here = [name for name in names if name not in TRANSFER]
     if set(made_here) == {"adaptive"} and not (routes(model) or transfer):
         raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
-    folder = checkpoints.in_folder(args.checkpoint).parent
+    folder, several = checkpoints.in_folder(args.checkpoint).parent, len(args.eps) > 1
     if args.out:
         files.check_new(Path(args.out), ".json", "--out")
     else:
         files.check_writable(folder)
+    if args.out and several:
+        files.check_new(Path(args.out).with_suffix(".png"), ".png", "--out")
+    if args.csv:
+        files.check_new(Path(args.csv), ".csv", "--csv")
     (x, y), results = dataset.test_images(device, chosen), {}
     for eps in args.eps:
         columns = attacks_at(made_here, model, eps, args.steps, args.queries, args.rescale)
@@ -267,13 +273,18 @@ def run(args: Namespace) -> None:
         "images": chosen.tolist(),
         "eps": results,
     }
-    files.write(path, json.dumps(content, indent=1).encode())
-    print(f"\nWrote {path}")
-    if len(args.eps) > 1:
-        tables = {eps: result["table"][model.row] for eps, result in results.items()}
-        picture = path.with_suffix(".png")
-        files.write(picture, figures.accuracy_by_eps(tables, model.row))
-        print(f"Wrote {picture}")
+    new = {}
+    if several:
+        lines = {eps: result["table"][model.row] for eps, result in results.items()}
+        new[path.with_suffix(".png")] = figures.accuracy_by_eps(lines, model.row)
+    if args.csv:
+        tables = {eps: pd.DataFrame(result["table"]).T for eps, result in results.items()}
+        new[Path(args.csv)] = pd.concat(tables, names=["eps", "row"]).to_csv().encode()
+    new[path] = json.dumps(content, indent=1).encode()  # last, as a sign that all is there
+    print()
+    for file, written in new.items():
+        files.write(file, written)
+        print(f"Wrote {file}")
 
 
 if __name__ == "__main__":

@@ -181,6 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", default="runs/paper", metavar="DIR", help="folder of all the runs")
     args, failed = parser.parse_args(argv), 0
     with parser.errors_in_one_line():
+        if Path(args.out).is_file():
+            raise ValueError(f"--out {args.out}: this is a file, not a folder of runs")
         known = [] if args.again else records.matching("*/*.json")
         args.stored = {record["name"] for record in known}
         names = list(RUNS) if args.name == "all" else [args.name]

@@ -119,34 +119,41 @@ def row(record: dict) -> dict:
     """The columns of a record. Accuracies are in %, those of columns it has not are not a number
     (NaN); "correct" is {column: 0 or 1 for each image, an array [N]}."""
     if "method" in record:
-        settings, method = record["settings"], record["method"]
-        eps = settings["eps"]
+        settings, method, units = record["settings"], str(record["method"]), int(record["units"])
+        eps = float(settings["eps"])
     elif "eps" in record:
         settings, command, eps = record["model"], record["command"], float(record["eps"])
+        units = None
         method = trained_as(settings) + (f"'s {command['part']}" if command["part"] else "")
         method += f" at T = {T:g}" if (T := command.get("temperature")) is not None else ""
     else:
         numbers = dict.fromkeys(["depth", "M", "eps", "trained_eps", "seed", "epochs"], 0)
-        texts = dict.fromkeys(["method", "data", "place", "units", "experts"])
+        texts = dict.fromkeys(["method", "data", "checksum", "place", "units", "experts"])
         return numbers | texts | {"correct": {}, "file": record["file"], "record": record}
     correct = {column: images([bits])[0] for column, bits in record["correct"].items()}
+    if len(counts := {*map(len, correct.values())}) != 1 or 0 in counts:
+        raise ValueError("it does not say which images are correct")
     table = record["table"]
     experts = [cells["clean"] for name, cells in table.items() if name.startswith("expert")]
     return {
         "method": method,
-        "data": settings["data_name"],
-        "depth": settings["depth"],
-        "M": settings["n"],
+        "data": str(settings["data_name"]),
+        "checksum": settings.get("data_checksum"),
+        "depth": int(settings["depth"]),
+        "M": int(settings["n"]),
         "eps": eps,  # of the attack
-        "trained_eps": settings["eps"],
+        "trained_eps": float(settings["eps"]),
         "place": Place(settings["data_name"], settings["depth"], eps),
-        **{name: settings[name] for name in ("seed", "epochs")},
-        "units": record.get("units"),
+        **{name: int(settings[name]) for name in ("seed", "epochs")},
+        "units": units,
         **{column: 100 * bits.sum() / len(bits) for column, bits in correct.items()},
         "experts": experts,  # clean accuracy of each
         "alone": statistics.mean(experts),
-        "any": table["any"]["clean"],  # of clean images, at least one expert has them correct
+        "any": float(
+            table["any"]["clean"]
+        ),  # of clean images, at least one expert has them correct
         "correct": correct,
+        "doubts": list(record.get("doubts", [])),
         "name": record.get("name"),
         "file": record["file"],  # a link
         "record": record,
@@ -158,26 +165,26 @@ def trained_as(settings: dict) -> str:
     return "-".join([settings["method"], *(f for f in ("together", "jointly") if settings.get(f))])
 
 
-def by_title(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """[("digits, 3 x ResNet2, eps 0.1", its runs: SoE's first, then by method and seed)]; all folds
-    of a data set together, as each has a seed of its own."""
+def by_title(runs: pd.DataFrame, first: str = "soe") -> list[tuple[str, pd.DataFrame]]:
+    """[("digits, 3 x ResNet2, eps 0.1", its runs: those of `first`, perhaps with flags, then by
+    method and seed)]; all folds of a data set together, as each has a seed of its own."""
     merged = runs["data"].str.replace(r"-fold\d+$", "-folds", regex=True)
-    rival = ~runs["method"].str.startswith("soe")
+    rival = ~runs["method"].str.startswith(first)
     runs = runs.assign(title=merged, rival=rival).sort_values(["rival", "method", "seed"])
     groups = runs.groupby(["title", "M", "depth", "eps"], sort=False)
     return [(f"{data}, {M} x ResNet{d}, eps {eps:g}", of) for (data, M, d, eps), of in groups]
 
 
 def measurements(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a run and column, clean or an attack: "accuracy" in %, and "correct", an array [N].
-    Raises ValueError where one was measured twice."""
+    """A row a run and column, clean or an attack: "accuracy" in %, and "correct", an array [N] of
+    N "images". Raises ValueError where one was measured twice."""
     runs = runs.assign(column=runs["correct"].map(list)).explode("column").dropna(subset="column")
     twice = runs[runs.duplicated(["method", "M", "place", "seed", "column"])]
     if len(twice):
         raise ValueError(f"{twice['file'].iloc[0]} measured what another record did")
     correct = [columns[column] for columns, column in zip(runs["correct"], runs["column"])]
-    accuracy = [100 * bits.sum() / len(bits) for bits in correct]
-    return runs.assign(correct=correct, accuracy=accuracy).astype({"column": str})
+    runs = runs.assign(correct=correct, images=[*map(len, correct)]).astype({"column": str})
+    return runs.assign(accuracy=[100 * bits.sum() / len(bits) for bits in correct])
 
 
 def paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:

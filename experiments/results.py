@@ -60,22 +60,20 @@ def table(cells: pd.DataFrame, *labels: str) -> str:
 # ----------------------------------------------------------------------- methods beside each other
 
 
-def comparison(runs: pd.DataFrame) -> str:
-    """Each method attacked itself; the differences are from the first method, on the same seeds.
+def comparison(runs: pd.DataFrame, first: str = "soe") -> str:
+    """Each method attacked itself; the differences are from the `first` method, on the same seeds.
     Below, what the referee doubts of these runs (`evaluate.doubts`)."""
-    ((_, runs),) = by_title(runs)
+    ((_, runs),) = by_title(runs, first)
     first, columns = runs["method"].iloc[0], list(max(runs["correct"], key=len))
-    # differences are those of the last column: worst; the only attack, or clean, where that is all
-    last, decisive = columns[-1], [[*bits.values()][-1] for bits in runs["correct"]]
-    measured = measurements(runs.assign(correct=[{last: bits} for bits in decisive]))
+    last = columns[-1]  # worst; clean, where nothing is attacked
+    measured = measurements(runs).query("column == @last")
     pairs = paired(measured.query("method != @first"), measured.query("method == @first"))
     methods = runs.groupby("method", sort=False)
     cells = methods[columns].agg(accuracy)
     cells.insert(0, "units", methods["units"].first().map("{:,.0f}".format))
     cells[f"{last} less {first}'s"] = pairs.groupby("method")["difference"].agg(signed)
     parts = [table(cells.join(methods[["alone", "any"]].agg(accuracy)))]
-    for method, seed, record in zip(runs["method"], runs["seed"], runs["record"]):
-        doubts = record.get("doubts", [])
+    for method, seed, doubts in zip(runs["method"], runs["seed"], runs["doubts"]):
         parts += [f"Doubtful, {method}, seed {seed}: {doubt}." for doubt in doubts]
     return "\n\n".join(parts)
 

@@ -4,13 +4,14 @@ import json
 import shlex
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import train_submodel
 from baselines import plain
-from experiments import compare, records
-from experiments.fixtures import arrays, same_weights, stop_training, train_small
+from experiments import compare, intervals, records
+from experiments.fixtures import arrays, record_of, same_weights, stop_training, train_small
 from support import checkpoints
 
 SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd apgd --steps 2 --images 20".split()
@@ -135,10 +136,52 @@ def test_models_trained_without_attacks_are_compared_on_clean_images(tmp_path, c
     assert all(set(result["correct"]) == {"clean"} for result in results(tmp_path).values())
 
 
-def test_a_method_without_the_last_attack_is_compared_by_what_it_has(tmp_path, capsys):
-    compare_small(tmp_path, "--methods soe 'plain --alpha 2/255' --attack pgd adaptive")
-    head, _, soe, plain = [row for row in capsys.readouterr().out.split("\n") if row[:1] == "|"]
-    assert "worst less soe's" in head and "| - | - |" in plain and "±" in plain
+def test_differences_are_of_the_worst_case_and_from_soe_else_from_the_first_method_named(
+    tmp_path, capsys
+):
+    words = "--methods soe-stage1 plain --attack pgd apgd --epochs 1 --csv"
+    compare_small(tmp_path, f"{words} {tmp_path}/runs.csv")
+    output = capsys.readouterr().out
+    head, _, soe, plain = [row for row in output.split("\n") if row[:1] == "|"]
+    assert "worst less soe-stage1's" in head and "| - |" in soe and "±" in plain
+    assert "standard deviation over the seeds" in output and "half its 95 % interval" in output
+    numbers = pd.read_csv(tmp_path / "runs.csv").set_index("method")
+    for method, record in results(tmp_path).items():
+        percent = record["table"][record["row"]]["worst"]
+        assert numbers["worst"][method.removesuffix(" 0")] == percent
+    compare_small(tmp_path, "--methods plain 'more --lr 0.05' --attack fgsm --epochs 2")
+    head, _, first, second = [row for row in capsys.readouterr().out.split("\n") if row[:1] == "|"]
+    assert "| fgsm | worst | worst less plain's" in head and "| plain |" in first
+
+
+def test_two_runs_are_compared_image_by_image(tmp_path, capsys, refused):
+    """Whatever their methods and seeds; "±" is half the interval over images."""
+    files = {
+        "a": record_of("soe", {"clean": 90, "pgd": 60, "worst": 50}, seed=1),
+        "b": record_of("plain", {"clean": 90, "worst": 40}, seed=2, depth=8),
+        "fewer": record_of("plain", {"worst": "01" * 20}),
+        "elsewhere": record_of("plain", {"worst": 40}, data_checksum=2),
+        "weaker": record_of("plain", {"worst": 40}, eps=0.05),
+    }
+    for name, record in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    a, b, *others = (tmp_path / f"{name}.json" for name in files)
+    compare.main(["--between", str(a), str(b)])
+    _, _, clean, worst, _, meaning = capsys.readouterr().out.splitlines()
+    assert meaning == compare.MEANING and clean == "| 0.1 | clean | 90.0 | 90.0 | +0.0 ± 0.0 |"
+    _, half = intervals.paired_difference([files["a"]["correct"]["worst"]], ["1" * 40 + "0" * 60])
+    assert worst == f"| 0.1 | worst | 50.0 | 40.0 | +10.0 ± {half:.1f} |"
+    for other in others:
+        assert "no attack at one eps, on the same images" in refused(compare, "--between", a, other)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "", "{}", '{"method": "soe"}'])
+def test_a_result_of_another_shape_is_one_line(content, tmp_path, refused):
+    (run,) = planned("--methods plain --depth 2 --n 2 --epochs 2")
+    path = tmp_path / f"{run.name}.json"
+    path.write_text(content)
+    for words in (["--methods", "plain", "--out", tmp_path], ["--between", path, path]):
+        assert path.name in refused(compare, *SMALL, *words)
 
 
 # ---------------------------------------------------------------------------------------- the plan
@@ -207,6 +250,9 @@ def test_equal_cost_is_more_epochs_of_a_cheaper_method():
         ("--seeds 0", "at least 1"),
         ("--depth 3", "depth is 3"),
         ("--data none.npz", "none.npz"),
+        ("--methods soe plain --attack pgd adaptive", "plain would be judged by less"),
+        ("--methods soe --n 1 --attack adaptive", "soe would be judged by less"),
+        ("--csv runs.txt", "ending in .csv"),
         ("--device magic", "no device 'magic'"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -27,9 +28,13 @@ def saved(run, name="attacks.json"):
 
 
 def test_every_attack_at_every_eps_is_run_and_all_is_saved(small_run, capsys):
-    argv = "--attack all --eps 0.05 0.2 --images 50 --steps 3 --queries 9 --seeds 2".split()
-    evaluate.main([str(small_run), *argv])
+    argv = "--attack all --eps 0.05 0.2 --images 50 --steps 3 --queries 9 --seeds 2 --csv".split()
+    evaluate.main([str(small_run), *argv, str(small_run / "numbers.csv")])
     content = saved(small_run)
+    numbers = pd.read_csv(small_run / "numbers.csv", index_col=["eps", "row"])
+    for eps, result in content["eps"].items():
+        for row, cells in result["table"].items():
+            assert numbers.loc[float(eps), row].dropna().to_dict() == pytest.approx(cells)
     assert Image.open(small_run / "attacks.png").width > 400
     assert content["command"]["queries"] == 9 and content["model"]["depth"] == 2
     assert content["images"] == data.load("digits").choose_test_images(50).tolist()
@@ -93,6 +98,22 @@ def test_an_evaluation_repeats_by_its_seed_and_overwrites_nothing(small_run):
     first, again, other = (saved(small_run, f"attacks{n}.json") for n in ("", "-2", "-3"))
     assert first["eps"] == again["eps"] != other["eps"]
     assert first["eps"].keys() == {"0.1"}  # the checkpoint's
+
+
+@pytest.mark.parametrize("stopped", ["a.png", "a.csv"])
+def test_the_results_are_the_last_file_that_is_written(stopped, small_run, monkeypatch):
+    """So a process that is killed before leaves no sign of an end, and no name is taken."""
+    write, out = evaluate.files.write, small_run / "a.json"
+    argv = [str(small_run), *"--attack fgsm --eps 0.1 0.2 --images 9".split(), "--out", str(out)]
+    argv += ["--csv", str(small_run / "a.csv")]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(
+            evaluate.files,
+            "write",
+            lambda path, content: interrupt() if path.name == stopped else write(path, content),
+        )
+        evaluate.main(argv)
+    assert not out.exists()
 
 
 def test_a_part_of_the_model_is_attacked_alone(small_run, capsys):

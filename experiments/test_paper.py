@@ -238,3 +238,17 @@ def test_images_of_other_networks_are_made_once_for_an_eps(tiny, tmp_path, monke
 def test_what_it_cannot_do_is_one_line(words, message, tmp_path, refused):
     flags = ["--again", "--out", tmp_path / "runs", "--device", "cpu"]
     assert message in refused(paper, *words, *flags)
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "figure1"])
+def test_a_file_is_no_folder_of_results(name, tmp_path, refused):
+    (tmp_path / "file.json").write_text("{}")
+    for words in ([], ["--again"], ["--dry-run"]):
+        assert "file.json" in refused(paper, name, "--out", tmp_path / "file.json", *words)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '{"method": "soe"}', '{"eps": {"0.1": {}}}'])
+def test_a_result_of_another_shape_is_one_line(content, tiny, tmp_path, refused):
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "odd.json").write_text(content)
+    assert "odd.json is damaged, or no result" in refused(paper, "table1", "--out", tmp_path)
