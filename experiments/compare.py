@@ -2,7 +2,8 @@
 
     python -m experiments.compare --eps 0.1 --n 3 --depth 2 8 --seeds 3
     python -m experiments.compare --methods soe "soe --sigma 0.3" plain-jointly --equal-cost
-    python -m experiments.compare --between A.json B.json    # the difference of any two runs
+    python -m experiments.compare --between A.json B.json    # the difference of any two runs, or
+    python -m experiments.compare --between "photos/*-soe-depth2*eps0.03*" "photos/*-gal-depth2*"
 
 A method is a name of METHODS, perhaps with flags of its script behind it. A run is one method at
 one depth, eps and seed. The method's script trains it in a folder of its own in --out. Then it is
@@ -27,6 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 
 import data
@@ -212,11 +214,21 @@ def show(finished: list[Path], args: Namespace) -> None:
         files.write(Path(args.csv), numbers.to_csv(index=False).encode())
 
 
-def between(a: Path, b: Path) -> str:
-    """A table of two runs, or attacked models, and their difference in each column that both have.
-    Raises ValueError where they have not seen the same images."""
-    ours, theirs = (records.measurements(records.frame(records.read(path))) for path in (a, b))
+def measured(name: str) -> pd.DataFrame:
+    """The measurements in a JSON file, or in the project's records whose names fit. Raises
+    ValueError where there are none."""
+    found = records.read(Path(name)) if Path(name).is_file() else records.matching(name)
+    if not found:
+        raise ValueError(f"there is no file, and no record, {name}")
+    return records.measurements(records.frame(found))
+
+
+def between(a: str, b: str) -> str:
+    """A table of two runs, or attacked models, and their difference in each column that both have;
+    several seeds are paired. Raises ValueError where they have not seen the same images."""
+    ours, theirs = measured(a), measured(b)
     same = ["data", "checksum", "images", "eps", "column"]
+    same += ["seed"] if max(ours["seed"].nunique(), theirs["seed"].nunique()) > 1 else []
     pairs = ours.merge(theirs, on=same, suffixes=("", " of B"))
     if pairs.empty:
         raise ValueError(f"{a} and {b}: no attack at one eps, on the same images, is in both")
@@ -248,8 +260,8 @@ def comparison_parser() -> options.Parser:
     add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/compare", metavar="DIR", help="folder of all the runs")
     add("--csv", metavar="FILE", help="also write a row of numbers for each run")
-    files_of_two = "only compare two JSON files, of this script or of experiments.evaluate"
-    add("--between", nargs=2, type=Path, metavar=("A", "B"), help=files_of_two)
+    two = "only compare two runs: JSON files of this script or of evaluate, or names of records"
+    add("--between", nargs=2, metavar=("A", "B"), help=two)
     return parser
 
 

@@ -173,6 +173,20 @@ def test_two_runs_are_compared_image_by_image(tmp_path, capsys, refused):
     assert worst == f"| 0.1 | worst | 50.0 | 40.0 | +10.0 ± {half:.1f} |"
     for other in others:
         assert "no attack at one eps, on the same images" in refused(compare, "--between", a, other)
+    assert "no record, none.json" in refused(compare, "--between", a, "none.json")
+
+
+def test_recorded_runs_are_compared_on_the_seeds_that_both_have(capsys):
+    """As in the project's own table."""
+    names = [f"compare/digits-{m}-depth2-n3-eps0.1-*.json" for m in ("plain-together", "soe")]
+    compare.main(["--between", *names])
+    (worst,) = [row for row in capsys.readouterr().out.splitlines() if "| worst |" in row]
+    *_, ensemble, soe, difference = worst.strip("| ").split(" | ")
+    page = (records.RESULTS.parent / "results.md").read_text()
+    (row,) = [
+        row for row in page.splitlines() if row.startswith("| plain-together | 25,740 | 77.6")
+    ]
+    assert f"| {ensemble} | {difference} |" in row and "±" in soe
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "", "{}", '{"method": "soe"}'])
