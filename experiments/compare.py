@@ -196,8 +196,8 @@ def check_strength(args: Namespace) -> None:
     """Raises ValueError where the methods would be judged by unequal attacks."""
     votes = [m for m in args.methods if args.n == 1 or METHODS[m.split()[0]].model == "ensemble"]
     if votes and max(args.eps) and "adaptive" in args.attack and "apgd" not in args.attack:
-        why = "adaptive misleads a router, which it has not, and no other attack is as strong"
-        raise ValueError(f"{votes[0]} would be judged by less: {why}; add apgd")
+        why = "it has no router that adaptive could mislead"
+        raise ValueError(f"{votes[0]} would be judged by weaker attacks: {why}; add apgd")
 
 
 def show(finished: list[Path], args: Namespace) -> None:

@@ -5,7 +5,7 @@
 One of the four is varied at a time. The others stay at a base: on a GPU the paper's setting, on a
 CPU a smaller one, so that all of it takes minutes. Every point is measured in a process of its own:
 the median step, and the peak memory of the process or the GPU. Beside each time stands what the
-passes of `units` predict, scaled to the base's measured time.
+passes of `cost` predict, scaled to the base's measured time.
 """
 
 import json
@@ -33,22 +33,18 @@ BASE = {
 }
 
 
-def units(stage: int, M: int, S: int, gathered: bool) -> int:
-    """What a step costs for each image of the batch, in one expert's forward passes.
+def cost(stage: int, point: dict, gathered: bool) -> int:
+    """What a step costs, in one expert's forward passes of an image through one convolution.
 
     A backward pass costs 1 for the input and 2 for input and weights. M experts, S attack steps;
     where the attack is `gathered`, it asks all experts and differentiates the answering one alone.
     """
+    M, S = point["n"], point["steps"]
     if stage == 1:  # the attack on each expert; then every expert learns from x and all M attacks
-        return 2 * M * S + 3 * (M + M * M)
-    attack = M * S + 2 * S if gathered and M > 1 else 2 * M * S
-    return attack + 3 * (M + M)
-
-
-def cost(stage: int, point: dict, gathered: bool) -> int:
-    """What the passes predict; a unit grows with the batch and with the convolutions, depth - 2."""
-    size = point["batch_size"] * (point["depth"] - 2)
-    return units(stage, point["n"], point["steps"], gathered) * size
+        passes = 2 * M * S + 3 * (M + M * M)
+    else:
+        passes = (M * S + 2 * S if gathered and M > 1 else 2 * M * S) + 3 * (M + M)
+    return passes * point["batch_size"] * (point["depth"] - 2)
 
 
 def peak_gib(device: torch.device) -> float:

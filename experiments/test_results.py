@@ -255,7 +255,8 @@ def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refuse
 
 @pytest.mark.parametrize("M, S", [(1, 1), (2, 1), (3, 4)])
 def test_predicted_units_are_those_that_a_step_costs(M, S):
+    point = {"n": M, "steps": S, "batch_size": 1, "depth": 3}
     counted = units_of_a_batch(METHODS["soe"], M, S)
-    assert counted == {stage: scaling.units(stage, M, S, gathered=False) for stage in (1, 2)}
-    saved = counted[2] - scaling.units(2, M, S, gathered=True)
+    assert counted == {stage: scaling.cost(stage, point, gathered=False) for stage in (1, 2)}
+    saved = counted[2] - scaling.cost(2, point, gathered=True)
     assert saved == (S * (M - 2) if M > 1 else 0)  # backward passes of all but who answers
