@@ -21,19 +21,20 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.methods import METHODS, Method
 from baselines.models import build
+from experiments import results
 from support import files, options, speed
-from support.printing import duration
 from train_submodel import Settings, TrainingLoss, sample_loss
 
 Step = Callable[[Tensor, Tensor], object]  # x [B, C, H, W], y [B]: one step of training
-Times = dict[str, dict[int, float]]  # {name: {stage: seconds of a step}}
-HOURS = json.loads(Path(__file__).with_name("paper.json").read_text())["table 1"]
+Steps = dict[tuple[str, int], Step]  # {(name, stage): step}
+Times = dict[tuple[str, int], float]  # {(name, stage): seconds of a step}
 RIVALS = ("plain", "adp", "gal", "more", "dverge")
 
 
@@ -123,7 +124,6 @@ def our_step(
 
 
 def seconds(step: Step, x: Tensor, y: Tensor) -> float:
-    """The seconds of one step."""
     begun = time.perf_counter()
     step(x, y)
     if not x.is_cpu:
@@ -131,43 +131,34 @@ def seconds(step: Step, x: Tensor, y: Tensor) -> float:
     return time.perf_counter() - begun
 
 
-def medians(steps: dict[str, dict[int, Step]], x: Tensor, y: Tensor, repeats: int) -> Times:
-    """{name: {stage: median seconds}} of {name: {stage: step}}: all take turns `repeats` times,
-    after a turn to warm up."""
-    times = {name: {stage: [] for stage in stages} for name, stages in steps.items()}
-    for _ in range(1 + repeats):
-        for name, stages in steps.items():
-            for stage, step in stages.items():
-                times[name][stage].append(seconds(step, x, y))
-    return {
-        name: {stage: statistics.median(turns[1:]) for stage, turns in stages.items()}
-        for name, stages in times.items()
-    }
+def medians(steps: Steps, x: Tensor, y: Tensor, repeats: int) -> Times:
+    """All take turns `repeats` times, after a turn to warm up."""
+    turns = [{k: seconds(step, x, y) for k, step in steps.items()} for _ in range(1 + repeats)]
+    return {key: statistics.median(turn[key] for turn in turns[1:]) for key in steps}
 
 
-def plain_steps(s: Settings, device: torch.device) -> dict[int, Step]:
-    """{stage: SoE's step, written plainly}."""
-    return {stage: plain_step(stage, s, device) for stage in (1, 2)}
+def plain_steps(name: str, s: Settings, device: torch.device) -> Steps:
+    """SoE's steps, written plainly."""
+    return {(name, stage): plain_step(stage, s, device) for stage in (1, 2)}
 
 
-def our_steps(method: Method, settings: Settings, device: torch.device) -> dict[int, Step]:
-    """{stage: step} of a method, each of a model of its own."""
+def our_steps(name: str, method: Method, settings: Settings, device: torch.device) -> Steps:
+    """A method's steps, each of a model of its own."""
     steps = {}
     for stage, loss in enumerate(method.losses, 1):
         model = build(vars(settings)).to(device, memory_format=torch.channels_last)
-        compilable = stage not in method.not_compiled
-        steps[stage] = our_step(loss, model, settings, compilable)
+        steps[name, stage] = our_step(loss, model, settings, stage not in method.not_compiled)
     return steps
 
 
 def times_of_methods(s: Settings, x: Tensor, y: Tensor, repeats: int) -> Times:
     """SoE at these settings, our way and the plain way, and its rivals."""
     METHODS["dverge"].losses[1].layer = s.depth // 2  # its cost is the mean of all layers'
-    steps = {"soe": our_steps(METHODS["soe"], s, x.device), "plain way": plain_steps(s, x.device)}
+    steps = our_steps("soe", METHODS["soe"], s, x.device) | plain_steps("plain way", s, x.device)
     for name in RIVALS:
         settings = settings_of(METHODS[name], compile=s.compile)
         settings.precision = settings.precision or s.precision  # GAL has float32
-        steps[name] = our_steps(METHODS[name], settings, x.device)
+        steps |= our_steps(name, METHODS[name], settings, x.device)
     return medians(steps, x, y, repeats)
 
 
@@ -185,24 +176,14 @@ def speed_ups(device: torch.device) -> dict[str, tuple[str, ...]]:
 
 def ablation(s: Settings, x: Tensor, y: Tensor, repeats: int) -> Times:
     """SoE's step the plain way, then our way with one of `speed_ups` more each time."""
-    times, switched_on = medians({"the plain way": plain_steps(s, x.device)}, x, y, repeats), set()
+    times, switched_on = medians(plain_steps("the plain way", s, x.device), x, y, repeats), set()
     first = f"input gradients alone, channels-last, {s.precision}"
     for name, switches in ({first: ()} | speed_ups(x.device)).items():
         switched_on.update(switches)
         s.compile, s.graph = "compile" in switched_on, "graph" in switched_on
         with mock.patch.dict(speed.SWITCHES, {key: key in switched_on for key in speed.SWITCHES}):
-            times |= medians({name: our_steps(METHODS["soe"], s, x.device)}, x, y, repeats)
+            times |= medians(our_steps(name, METHODS["soe"], s, x.device), x, y, repeats)
     return times
-
-
-def print_times(times: Times) -> None:
-    """Prints a row for each name, with its mean beside that of the first row."""
-    first = statistics.mean(next(iter(times.values())).values())
-    print(f"{'':50}{'stage 1':>10}{'stage 2':>10}{'mean / the first':>18}")
-    for name, stages in times.items():
-        cells = [duration(stages[stage]) if stage in stages else "-" for stage in (1, 2)]
-        ratio = statistics.mean(stages.values()) / first
-        print(f"{name:50}{cells[0]:>10}{cells[1]:>10}{ratio:18.2f}")
 
 
 # ----------------------------------------------------------------------------------- the command
@@ -234,16 +215,20 @@ def run(args: Namespace) -> None:
         "versions": options.versions(),
         "settings": dict(vars(s)),
     }
-    print(f"{content['device']}, {precision}, torch {torch.__version__}")
+    print(f"{content['device']}, {precision}, torch {torch.__version__}\n")
     x, y = random_batch(s, device)
     times = (ablation if args.ablate else times_of_methods)(s, x, y, args.repeats)
-    print_times(times)
+    seconds_of = {name: {} for name, _ in times}
+    for (name, stage), median in times.items():
+        seconds_of[name][stage] = median
     if args.ablate:
-        content["ways"] = {name: list(stages.values()) for name, stages in times.items()}
+        content["ways"] = {name: [*stages.values()] for name, stages in seconds_of.items()}
     else:
-        content["seconds"] = times
-        methods = [name for name in times if name in HOURS]
-        content["table 1"] = {name: HOURS[name] / HOURS["soe"] for name in methods}
+        hours = results.PAPER["table 1"]
+        content["seconds"] = seconds_of
+        content["table 1"] = {n: hours[n] / hours["soe"] for n in seconds_of if n in hours}
+    table = results.ways if args.ablate else results.steps
+    print(table(pd.DataFrame({"record": [content]})))
     if args.out:
         files.write(Path(args.out), json.dumps(content).encode())
 

@@ -22,7 +22,6 @@ import pandas as pd
 from experiments.intervals import images, interval
 from experiments.records import NAMES, Place, measurements, paired
 
-VERDICTS = {"for": "holds", "against": "fails", "open": "undecided"}
 MARGIN = 3.0  # points; the paper's own deviations are 0.5 to 3.2
 EPOCHS = {"digits": 30, "cifar10": 100, "cifar10-jpeg": 16}  # of the runs that count here
 EPOCHS |= {"cifar10-jpeg-10000": 12, "cifar10-10000": 12}
@@ -78,10 +77,14 @@ def beside_compare(correct: dict, record: dict) -> dict:
 
 
 def counted(runs: pd.DataFrame) -> pd.DataFrame:
-    """`measurements` of the runs that count: those of EPOCHS, attacked at the eps of training."""
+    """`measurements` of the runs that count: those of EPOCHS, attacked at the eps of training; on
+    digits "adp" and "gal" are the STRONGER ones."""
     runs = runs[runs["epochs"] == runs["data"].map(EPOCHS)].query("eps == trained_eps")
+    on_digits = runs["data"] == "digits"
+    runs = runs[~(on_digits & runs["method"].isin(STRONGER))]
+    names = runs["method"].replace({stronger: name for name, stronger in STRONGER.items()})
     correct = [*map(beside_compare, runs["correct"], runs["record"])]
-    return measurements(runs.assign(correct=correct))
+    return measurements(runs.assign(correct=correct, method=names.where(on_digits, runs["method"])))
 
 
 def select(measured: pd.DataFrame, method: str, M: int, *columns: str) -> pd.DataFrame:
@@ -89,12 +92,8 @@ def select(measured: pd.DataFrame, method: str, M: int, *columns: str) -> pd.Dat
 
 
 def compared(measured: pd.DataFrame, ours: tuple, theirs: tuple, *columns: str) -> pd.DataFrame:
-    """`paired`, of two (method, M) at every place; on digits the second is the STRONGER one."""
-    rival, M = theirs
-    weaker = select(measured.query("data != 'digits'"), rival, M, *columns)
-    stronger = STRONGER.get(rival, rival)
-    stronger = select(measured.query("data == 'digits'"), stronger, M, *columns)
-    return paired(select(measured, *ours, *columns), pd.concat([weaker, stronger]))
+    """`paired`, of two (method, M) at every place."""
+    return paired(select(measured, *ours, *columns), select(measured, *theirs, *columns))
 
 
 def evidence(where: object, pairs: pd.DataFrame) -> Evidence:
@@ -108,19 +107,17 @@ def soe_less(
 ) -> list[Evidence]:
     """SoE less a rival in each column, at every place that has both."""
     pairs = compared(measured, ("soe", M[0]), (rival, M[1]), *columns)
-    if len(columns) == 1:
-        return [evidence(*of_place) for of_place in pairs.groupby("place")]
-    groups = pairs.groupby(["place", "column"])
-    return [evidence(f"{place}, {column}", seeds) for (place, column), seeds in groups]
+    each = "{}, {}" if len(columns) > 1 else "{}"
+    return [evidence(each.format(*at), seeds) for at, seeds in pairs.groupby(["place", "column"])]
 
 
 def of_soe(
     measured: pd.DataFrame, difference: Callable[[dict], np.ndarray | None]
 ) -> list[Evidence]:
     """A difference [N] that a record of SoE tells of by itself, at every place with attacks."""
-    soe = select(measured, "soe", 3, "worst")
-    soe = soe.assign(difference=[difference(record) for record in soe["record"]])
-    return [evidence(*of_place) for of_place in soe.dropna(subset="difference").groupby("place")]
+    soe = select(measured, *SOE, "worst")
+    soe = soe.assign(difference=[*map(difference, soe["record"])]).dropna(subset="difference")
+    return [evidence(*of_place) for of_place in soe.groupby("place")]
 
 
 def best_and_worst(clean: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -140,9 +137,8 @@ def best_less_worst(record: dict) -> np.ndarray | None:
 
 
 def all_less_best(record: dict) -> np.ndarray | None:
-    if "clean" not in record:
-        return None
-    return images([record["clean"]["collaboration"]])[0] - best_and_worst(record["clean"])[0]
+    if "clean" in record:
+        return images([record["clean"]["collaboration"]])[0] - best_and_worst(record["clean"])[0]
 
 
 def worst_less_square(record: dict) -> np.ndarray | None:
@@ -190,27 +186,6 @@ def on_xor(runs: pd.DataFrame, one: str, other: str) -> list[Evidence]:
 # ------------------------------------------------------------------------------------ the claims
 
 
-def speaks(kind: str, evidence: Evidence) -> str:
-    """`for`, `against` or `open`: what a difference, give or take `half`, says of such a claim."""
-    _, difference, half, _, seeds = evidence
-    if not seeds:
-        return "for" if difference > 0 else "against"
-    if kind == "same":
-        farthest, nearest = abs(difference) + half, abs(difference) - half
-        return "for" if farthest <= MARGIN else "against" if nearest > MARGIN else "open"
-    return "for" if difference > half else "against" if difference < -half else "open"
-
-
-def verdict(kind: str, pieces: list[Evidence]) -> str:
-    verdicts = [speaks(kind, piece) for piece in pieces]
-    if not verdicts:
-        return "not measured"
-    if len(set(verdicts)) == 1:
-        return VERDICTS[verdicts[0]] + "†" * ({piece.seeds for piece in pieces} == {1})
-    parts = [f"{VERDICTS[one]} at {verdicts.count(one)}" for one in VERDICTS if one in verdicts]
-    return f"{', '.join(parts)}, of {len(verdicts)}"
-
-
 class Claim(NamedTuple):
     """That A is `more` than B, or the `same`; where the paper's appendix says it; every measurement
     of it; and what it says, in our words."""
@@ -220,13 +195,23 @@ class Claim(NamedTuple):
     evidence: list[Evidence]
     text: str
 
+    def says(self, one: Evidence) -> str:
+        """The verdict of one measurement: of a difference, give or take `half`."""
+        holds, fails = one.difference > one.half, one.difference < -one.half
+        if self.kind == "same":
+            holds = abs(one.difference) + one.half <= MARGIN
+            fails = abs(one.difference) - one.half > MARGIN
+        fails = fails or one.seeds == 0 and not holds  # what is counted leaves nothing open
+        return "holds" if holds else "fails" if fails else "undecided"
+
     @property
     def verdict(self) -> str:
-        return verdict(self.kind, self.evidence)
-
-    def says(self, one: Evidence) -> str:
-        """What one measurement says of the claim."""
-        return verdict(self.kind, [one])
+        said = list(map(self.says, self.evidence))
+        if len(set(said)) <= 1:
+            dagger = "†" * ({one.seeds for one in self.evidence} == {1})
+            return said[0] + dagger if said else "not measured"
+        parts = [f"{v} at {said.count(v)}" for v in ("holds", "fails", "undecided") if v in said]
+        return f"{', '.join(parts)}, of {len(said)}"
 
 
 more, same = partial(Claim, "more"), partial(Claim, "same")
@@ -237,19 +222,19 @@ def judged(runs: pd.DataFrame) -> list[Claim]:
     measured = counted(runs)
     sizes = measured["place"].map(size)
     small, middle, large = (measured[sizes == one] for one in (SMALL, MIDDLE, LARGE))
-    shallow = measured.query("eps == 0 and depth == 2")
-    deep = measured.query("eps == 0 and depth > 2")
+    shallow, deep = (measured.query(f"eps == 0 and depth {d}") for d in ("== 2", "> 2"))
     known = ("square", *TRANSFER)  # the attacks of Figures 3 and 4
+    rivals = {"gal": "GAL", "adp": "ADP (up to eps 0.06; at 0.07 it has less)"}
+    rivals |= {"more": "MoRE", "dverge": "DVERGE"}
+    together = "the same networks trained against their vote"
     # fmt: off
     return [
         more("3.1, Figure 1", on_xor(runs, "joint", "vote"),
              "Two linear functions that collaborate solve XOR; their average does not"),
-        same("3.1", on_xor(runs, "trap", "joint"),
-             "XOR is solved just as well if the best one's error is minimised and g learns which "
-             "it is"),
-        more("3.2, Table 1", costs(measured, "gal", "adp", "more", sign=1),
-             "SoE's training costs more than GAL's, ADP's and MoRE's (passes, in %; seconds: see "
-             "Time)"),
+        same("3.1", on_xor(runs, "trap", "joint"), "XOR is solved just as well if the best one's "
+             "error is minimised and g learns which it is"),
+        more("3.2, Table 1", costs(measured, "gal", "adp", "more", sign=1), "SoE's training costs "
+             "more than GAL's, ADP's and MoRE's (passes, in %; seconds: see Time)"),
         more("3.2, Table 1", costs(measured, "dverge", sign=-1),
              "SoE's training costs less than DVERGE's"),
         same("3.4, Table 2", of_soe(measured, best_less_worst),
@@ -262,17 +247,10 @@ def judged(runs: pd.DataFrame) -> list[Claim]:
              "Stage 2 changes nothing at middle eps (transfer)"),
         more("4.1, Figure 2", soe_less(large, "soe-stage1", *TRANSFER),
              "Stage 2 makes SoE more robust at large eps (transfer)"),
-        more("4.2, Table 3", soe_less(measured, "gal", "square"),
-             "Under Square SoE keeps more than GAL"),
-        more("4.2, Table 3", soe_less(measured, "adp", "square"),
-             "Under Square SoE keeps more than ADP (up to eps 0.06; at 0.07 it has less)"),
-        more("4.2, Table 3", soe_less(measured, "more", "square"),
-             "Under Square SoE keeps more than MoRE"),
-        more("4.2, Table 3", soe_less(measured, "dverge", "square"),
-             "Under Square SoE keeps more than DVERGE"),
-        more("4.2", soe_less(measured, "soe's vote", "square", "square5000"),
-             "Switching between experts hinders Square: more of SoE survives it than of the same "
-             "experts' vote"),
+        *(more("4.2, Table 3", soe_less(measured, rival, "square"),
+               f"Under Square SoE keeps more than {name}") for rival, name in rivals.items()),
+        more("4.2", soe_less(measured, "soe's vote", "square", "square5000"), "Switching between "
+             "experts hinders Square: more of SoE survives it than of the same experts' vote"),
         more("-", soe_less(measured, "soe's vote", "worst"),
              "Under the worst attack SoE keeps more than the same experts' vote"),
         same("-", of_soe(measured, worst_less_square), "What survives Square survives all attacks"),
@@ -291,8 +269,7 @@ def judged(runs: pd.DataFrame) -> list[Claim]:
         more("4.4, Table 4", gain_shrinks(measured),
              "Without attacks SoE gains more where networks are shallow than where they are deep"),
         more("-", soe_less(measured, "plain-together", "square"),
-             "Under Square SoE keeps more than the same networks trained against their vote"),
+             f"Under Square SoE keeps more than {together}"),
         more("-", soe_less(measured, "plain-together", "worst"),
-             "Under the worst attack SoE keeps more than the same networks trained against their "
-             "vote"),
+             f"Under the worst attack SoE keeps more than {together}"),
     ]

@@ -2,11 +2,13 @@
 
     python -m experiments.compare --eps 0.1 --n 3 --depth 2 8 --seeds 3
     python -m experiments.compare --methods soe "soe --sigma 0.3" plain-jointly --equal-cost
+    python -m experiments.compare --between A.json B.json    # the difference of any two runs, or
+    python -m experiments.compare --between "photos/*-soe-depth2*eps0.03*" "photos/*-gal-depth2*"
 
 A method is a name of METHODS, perhaps with flags of its script behind it. A run is one method at
-one depth, eps and seed. The method's script trains it in a folder of its own in --out, with a log
-beside the folder. Then it is attacked itself, at the eps of its training, by the attacks of
-experiments/evaluate.py. Its results are one JSON file in --results.
+one depth, eps and seed. The method's script trains it in a folder of its own in --out. Then it is
+attacked itself, at the eps of its training, by the attacks of experiments/evaluate.py. A log and
+its results, one JSON file, stand beside the folder.
 
 The same command resumes what was interrupted; the table shows whatever has finished. `--shard 2/5`
 does the second of five parts, on another machine for instance. A run that fails does not stop the
@@ -26,6 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 
 import data
@@ -34,7 +37,7 @@ from baselines import methods
 from baselines.methods import Method
 from experiments import records, soft_synergy, train_or_resume
 from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure
-from experiments.results import comparison
+from experiments.results import accuracy, comparison, signed, table
 from experiments.soft_synergy import SoftSettings, soft_loss
 from models import ResNet
 from support import checkpoints, files, options
@@ -43,6 +46,8 @@ from train_submodel import Settings
 METHODS = dict(methods.METHODS)
 METHODS["soft-synergy"] = Method(soft_synergy.main, SoftSettings, "soft", (soft_loss,))
 DEFAULT = [*methods.METHODS, "adp --optimizer sgd", "gal --optimizer sgd"]
+MEANING = "± behind an accuracy: its standard deviation over the seeds of training; behind a "
+MEANING += "difference: half its 95 % interval, over images and seeds (of one seed, images alone)."
 SHARED = "--depth --eps --n --epochs --seed --data --device --out --resume".split()
 
 
@@ -78,13 +83,12 @@ class Run(NamedTuple):
     script: Method  # what trains it
     flags: list[str]  # of the script
     command: str  # what trains it, in one line
-    depth: int
     eps: float
     epochs: int
 
 
 def plan(args: Namespace, data_name: str) -> list[Run]:
-    """Every run that is asked for, once."""
+    """Every run that is asked for, once; of these the I-th of K parts, for --shard I/K."""
     runs, seeds = {}, range(args.seed, args.seed + args.seeds)
     for depth, eps, method, seed in product(args.depth, args.eps, args.methods, seeds):
         epochs = args.epochs or options.default_epochs(args.data)
@@ -98,14 +102,9 @@ def plan(args: Namespace, data_name: str) -> list[Run]:
         script = METHODS[base]
         flags = [*script.flags.split(), *own_flags, *(f"--{k}={v}" for k, v in values.items())]
         command = " ".join(["python -m", script.main.__module__, f"--data={args.data}", *flags])
-        runs[name] = Run(name, method, script, flags, command, depth, eps, epochs)
-    return list(runs.values())
-
-
-def shard(args: Namespace, data_name: str) -> list[Run]:
-    """The I-th of K parts of the plan, for --shard I/K."""
+        runs[name] = Run(name, method, script, flags, command, eps, epochs)
     i, k = args.shard
-    return plan(args, data_name)[i - 1 :: k]
+    return list(runs.values())[i - 1 :: k]
 
 
 def evaluation(args: Namespace, dataset: data.Data) -> dict:
@@ -148,36 +147,35 @@ def evaluate(run: Run, args: Namespace, dataset: data.Data) -> dict:
 def check_record(path: Path, run: Run, args: Namespace, dataset: data.Data) -> None:
     """Raises ValueError where a run's JSON file is of another command, other images or attacks."""
     with files.reading(path, "result of a run"):
-        record = records.read(path)
+        (record,) = records.read(path)
         kept = record["command"], record["settings"]["data_checksum"], record["evaluation"]
     asked = run.command, dataset.checksum, evaluation(args, dataset)
     for part, theirs, ours in zip(("command", "data set", "evaluation"), kept, asked):
         if theirs != ours:
-            raise ValueError(f"{path} is of another {part} ({theirs}): name another --results")
+            raise ValueError(f"{path} is of another {part} ({theirs}): move it elsewhere")
 
 
 def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
-    """Does the runs of the shard that have no JSON file and are not `stored`. Returns the JSON
-    files of the whole plan, and how many runs failed. Raises ValueError, OSError, SystemExit."""
-    dataset = data.load(args.data)
+    """Does the runs of the plan that have no JSON file and are not `stored`. Returns all JSON files
+    of the plan, and how many runs failed. Raises ValueError, OSError, SystemExit."""
+    check_strength(args)
+    dataset, out, failed = data.load(args.data), Path(args.out), 0
     args.device = str(options.pick_device(args.device))
     for depth in args.depth:
         ResNet(depth)  # refuses a depth that there is not
-    runs, mine, failed = plan(args, dataset.name), shard(args, dataset.name), 0
+    runs = plan(args, dataset.name)
     for run in runs:
         options.training_parser(run.script.settings).parse_args(run.flags)  # refuses bad flags
-    out, results = Path(args.out), Path(args.results or args.out)
-    for folder in (results, out):
-        folder.mkdir(parents=True, exist_ok=True)
-        files.check_writable(folder)
-    for number, run in enumerate(mine, 1):
-        path = results / f"{run.name}.json"
-        if f"{results.name}/{path.name}" in stored:
+    out.mkdir(parents=True, exist_ok=True)
+    files.check_writable(out)
+    results = {out / f"{run.name}.json": run for run in runs}
+    for number, (path, run) in enumerate(results.items(), 1):
+        if f"{out.name}/{path.name}" in stored:
             continue
-        print(f"[{number}/{len(mine)}] {run.name}", flush=True)
+        print(f"[{number}/{len(runs)}] {run.name}", flush=True)
         if path.exists():
             check_record(path, run, args, dataset)
-            print("  is there already; after a change of code name another --out, or --results")
+            print("  is there already; after a change of code move it elsewhere, or name an --out")
             continue
         try:
             with open(out / f"{run.name}.log", "a") as log, contextlib.redirect_stdout(log):
@@ -191,17 +189,56 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
             failed += 1
         else:
             files.write(path, json.dumps(evaluate(run, args, dataset)).encode())
-    return [path for run in runs if (path := results / f"{run.name}.json").exists()], failed
+    return [path for path in results if path.exists()], failed
+
+
+def check_strength(args: Namespace) -> None:
+    """Raises ValueError where the methods would be judged by unequal attacks."""
+    votes = [m for m in args.methods if args.n == 1 or METHODS[m.split()[0]].model == "ensemble"]
+    if votes and max(args.eps) and "adaptive" in args.attack and "apgd" not in args.attack:
+        why = "it has no router that adaptive could mislead"
+        raise ValueError(f"{votes[0]} would be judged by weaker attacks: {why}; add apgd")
 
 
 def show(finished: list[Path], args: Namespace) -> None:
-    """Prints the tables of these files."""
-    if finished:
-        runs = records.frame(map(records.read, finished))
-        for title, runs_of_title in records.by_title(runs):
-            print(f"\n{title}; accuracy (%), each model attacked itself\n")
-            print(comparison(runs_of_title))
-        print(f"\nWrote {args.results or args.out}: a JSON file for each run")
+    """Prints the tables of these files, and writes their numbers to --csv."""
+    runs = records.frame(record for path in finished for record in records.read(path))
+    of_soe = any(method.startswith("soe") for method in args.methods)
+    first = "soe" if of_soe else args.methods[0]
+    for title, runs_of_title in records.by_title(runs, first):
+        print(f"\n{title}; accuracy (%), each model attacked itself\n")
+        print(comparison(runs_of_title, first))
+    print(f"\n{MEANING}\nWrote {args.out}: a JSON file for each run")
+    if args.csv:
+        numbers = runs.drop(columns=["place", "experts", "correct", "record", "name"])
+        files.write(Path(args.csv), numbers.to_csv(index=False).encode())
+
+
+def measured(name: str) -> pd.DataFrame:
+    """The measurements of one method in a JSON file, or in the project's records whose names fit.
+    Raises ValueError where there are none, or of several."""
+    found = records.read(Path(name)) if Path(name).is_file() else records.matching(name)
+    if not found:
+        raise ValueError(f"there is no file, and no record, {name}")
+    runs = records.frame(found)
+    if len(runs[["method", "M", "depth"]].drop_duplicates()) > 1:
+        raise ValueError(f"{name} names several methods, numbers of experts or depths")
+    return records.measurements(runs)
+
+
+def between(a: str, b: str) -> str:
+    """A table of two runs, or attacked models, and their difference in each column that both have;
+    several seeds are paired. Raises ValueError where they have not seen the same images."""
+    ours, theirs = measured(a), measured(b)
+    same = ["data", "checksum", "images", "eps", "column"]
+    same += ["seed"] if max(ours["seed"].nunique(), theirs["seed"].nunique()) > 1 else []
+    pairs = ours.merge(theirs, on=same, suffixes=("", " of B"))
+    if pairs.empty:
+        raise ValueError(f"{a} and {b}: no attack at one eps, on the same images, is in both")
+    pairs["difference"] = pairs["correct"] - pairs["correct of B"]
+    cells = {"accuracy": accuracy, "accuracy of B": accuracy, "difference": signed}
+    cells = pairs.groupby(["eps", "column"], sort=False).agg(cells)
+    return table(cells.set_axis(["A", "B", "A less B"], axis=1), "eps", "")
 
 
 def comparison_parser() -> options.Parser:
@@ -225,7 +262,9 @@ def comparison_parser() -> options.Parser:
     options.add_device(parser)
     add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/compare", metavar="DIR", help="folder of all the runs")
-    add("--results", metavar="DIR", help="folder of their JSON files (default: that of --out)")
+    add("--csv", metavar="FILE", help="also write a row of numbers for each run")
+    two = "only compare two runs: JSON files of this script or of evaluate, or names of records"
+    add("--between", nargs=2, metavar=("A", "B"), help=two)
     return parser
 
 
@@ -233,8 +272,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = comparison_parser()
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
+        if args.between:
+            print(f"{between(*args.between)}\n\n{MEANING}")
+            return
+        if args.csv:
+            files.check_new(Path(args.csv), ".csv", "--csv")
         finished, failed = train_and_attack(args)
-        show(finished, args)
+        if finished:
+            show(finished, args)
     if failed:
         parser.exit(1, f"runs that failed, as said above: {failed}\n")
 

@@ -2,11 +2,12 @@
 
     python -m experiments.draw RUN    # then open http://127.0.0.1:8000 in a browser; Ctrl-C ends it
 
-The page is served to this machine alone. The model must be one of grey images, as the digits are.
+The page is served to this machine alone, and to no other site's page. The model must be one of grey
+images, as the digits are.
 """
 
 import json
-from argparse import Namespace
+import math
 from functools import partial
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,9 +42,12 @@ def says(model: nn.Module, x: Tensor, classes: list[str]) -> dict:
 def ask(model: nn.Module, settings: dict, request: dict) -> dict:
     """{"clean" and "attacked": what `says` returns, the latter with its pixels}. The attack leads
     away from the clean answer. Raises KeyError, TypeError or ValueError for a wrong request."""
-    x = torch.tensor(request["pixels"], dtype=torch.float).clamp(0, 1)
-    x = x.view(1, *settings["image_shape"]).to(next(model.parameters()).device)
-    eps, classes = min(1.0, max(0.0, float(request["eps"]))), settings["class_names"]
+    x = torch.tensor(request["pixels"], dtype=torch.float)
+    eps, classes = float(request["eps"]), settings["class_names"]
+    if not (x.isfinite().all() and math.isfinite(eps)):
+        raise ValueError("numbers must be finite")
+    x = x.clamp(0, 1).view(1, *settings["image_shape"]).to(next(model.parameters()).device)
+    eps = min(1.0, max(0.0, eps))
     x_adv = x
     if eps:
         torch.manual_seed(0)
@@ -56,23 +60,40 @@ def ask(model: nn.Module, settings: dict, request: dict) -> dict:
 class Handler(BaseHTTPRequestHandler):
     """GET / is the page, POST /ask what the experts say of an image."""
 
+    timeout = 10  # seconds without a byte
+
     def __init__(self, model: nn.Module, settings: dict, *args):
         self.model, self.settings = model, settings
         super().__init__(*args)
 
-    def do_GET(self) -> None:
-        if self.path != "/":
+    def asks_for(self, path: str) -> bool:
+        """Is it the page itself that asks for this path? If not, the answer is an error. A page of
+        another site, whatever address its name was given, has another Host or Origin."""
+        host, origin = self.headers["Host"], self.headers["Origin"]
+        own = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
+        if host not in own or origin not in (None, f"http://{host}"):
+            self.send_error(403)
+        elif self.path != path:
             self.send_error(404)
-            return
-        attacks = ["pgd", "adaptive"] if routes(self.model) else ["pgd"]
-        page = PAGE.read_text().replace("SHAPE", json.dumps(self.settings["image_shape"]))
-        self.reply(page.replace("of ATTACKS", f"of {json.dumps(attacks)}"), "text/html")
+        else:
+            return True
+        return False
+
+    def do_GET(self) -> None:
+        if self.asks_for("/"):
+            attacks = ["pgd", "adaptive"] if routes(self.model) else ["pgd"]
+            page = PAGE.read_text().replace("SHAPE", json.dumps(self.settings["image_shape"]))
+            self.reply(page.replace("of ATTACKS", f"of {json.dumps(attacks)}"), "text/html")
 
     def do_POST(self) -> None:
+        if not self.asks_for("/ask"):
+            return
         try:
-            size = min(int(self.headers["Content-Length"]), 10**6)
+            size = int(self.headers["Content-Length"])
+            if not 0 < size <= 10**6:
+                raise ValueError("too long, or no length")
             answer = ask(self.model, self.settings, json.loads(self.rfile.read(size)))
-        except (KeyError, TypeError, ValueError, RuntimeError):
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
             self.send_error(400)
             return
         self.reply(json.dumps(answer), "application/json")
@@ -109,14 +130,9 @@ def main(argv: list[str] | None = None) -> None:
     options.add_device(parser)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        run(args)
-
-
-def run(args: Namespace) -> None:
-    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    with server(args.checkpoint, args.port, args.device) as serving:
-        print(f"Open http://127.0.0.1:{args.port} in a browser; Ctrl-C ends it.", flush=True)
-        serving.serve_forever()
+        with server(args.checkpoint, args.port, args.device) as serving:
+            print(f"Open http://127.0.0.1:{args.port} in a browser; Ctrl-C ends it.", flush=True)
+            serving.serve_forever()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
     python -m experiments.evaluate RUN --eps 0.1 --part vote    # or 1, 2 .. for one expert
     python -m experiments.evaluate RUN --eps 0.1 --attack square --queries 5000 --seeds 5
     python -m experiments.evaluate RUN --attack transfer3 transfer30 --transfer transfer.npz
-    python -m experiments.evaluate RUN --others RUN2 RUN3       # images made against those, too
 
 The attacks are PGD (20 steps), AutoPGD (cross-entropy and 9 targets), Square, and the adaptive
 attack, which misleads the router. `worst` counts an image as correct only under all of them. Below
@@ -21,13 +20,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 import attacks
 import data
 import infer
-from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
+from attacks import Attack, cross_entropy, in_batches, pgd, routes
 from baselines.models import SoftCollaboration
 from experiments import figures
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
@@ -48,35 +48,18 @@ def attacks_at(
     steps: int = 100,
     queries: int = 1000,
     rescale: bool = True,
-    restarts: int = 1,
 ) -> dict[str, Attack]:
     """{name: fn(model, x, y) -> x_adv, each image's worst point} for these names of ATTACKS.
 
-    `steps` are AutoPGD's, also inside `adaptive`; all other gradient attacks have 20. `restarts`
-    are those of pgd and cw, `rescale` is Square's. `adaptive` is left out where no score counts:
-    there it would be AutoPGD once more. Raises KeyError for another name.
+    `steps` are AutoPGD's, also inside `adaptive`; all other gradient attacks have 20. `queries` and
+    `rescale` are Square's. `adaptive` is left out where no score counts: there it would be AutoPGD
+    once more. Raises KeyError for another name.
     """
     known = attacks.attacks_at(eps, queries=queries)
     known["square"] = partial(known["square"], rescale=rescale)
     known["apgd"] = in_batches(partial(auto_pgd, eps=eps, steps=steps))
     known["adaptive"] = in_batches(partial(adaptive_auto_pgd, eps=eps, steps=steps))
-    if restarts > 1:
-        for name in ("pgd", "cw"):
-            known[name] = in_batches(partial(restarted, attack=known[name], restarts=restarts))
     return {name: known[name] for name in names if name != "adaptive" or routes(model)}
-
-
-def restarted(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, restarts: int) -> Tensor:
-    """Each image's worst point of several runs of an attack: x [B, C, H, W], y [B] -> x_adv."""
-    return worst_of(model, x, y, (attack(model, x, y) for _ in range(restarts)))
-
-
-def made_elsewhere(
-    model: nn.Module, x: Tensor, y: Tensor, others: Sequence[nn.Module], attack: Attack
-) -> Tensor:
-    """Each image's worst point of those that the attack finds on the `others`, without asking the
-    model: x [B, C, H, W], y [B] -> x_adv."""
-    return worst_of(model, x, y, (attack(other, x, y) for other in others))
 
 
 def correct_on_transferred(
@@ -86,11 +69,10 @@ def correct_on_transferred(
     variants [V, N, C, H, W]}."""
     correct = {}
     for column, variants in transfer.items():
-        for images in variants:
-            rows = infer.correct_by_row(model, *ask_experts(model, images), y)
-            for row, in_variant in rows.items():
-                cells = correct.setdefault(row, {})
-                cells[column] = in_variant & cells.get(column, True)
+        of_each = [infer.correct_by_row(model, *ask_experts(model, z), y) for z in variants]
+        for row in of_each[0]:
+            always = torch.stack([rows[row] for rows in of_each]).all(0)
+            correct.setdefault(row, {})[column] = always
     return correct
 
 
@@ -132,7 +114,7 @@ def measure(
             deviation[row] = {c: statistics.stdev(values) for c, values in percents.items()}
         always[row] = {c: torch.stack([run[row][c] for run in runs]).all(0) for c in columns}
     mine = always[model.row]
-    if len(attacks) + len(transfer) > 1 or len(runs) > 1:
+    if attacks or transfer:
         mine["worst"] = torch.stack(list(mine.values())).all(0)
         table[model.row]["worst"] = percent(mine["worst"])
     mine.pop("own", None)  # a column of the table alone
@@ -227,17 +209,15 @@ def main(argv: list[str] | None = None) -> None:
     add("--temperature", metavar="T", type=options.positive, help=mixture)
     add("--images", type=count, help="at most so many test images, a fixed choice (default: 1000)")
     add("--steps", type=count, default=100, help="steps of AutoPGD, also in the adaptive attack")
-    add("--restarts", type=count, default=1, help="restarts of pgd and cw")
     add("--queries", type=count, default=1000, help="queries of square")
     schedule = "square: shrink within --queries, not by the authors' schedule, made for 5,000"
     add("--rescale", action=BooleanOptionalAction, default=True, help=schedule)
     add("--seed", type=options.seed, help="of the attacks (default: the checkpoint's)")
     add("--seeds", type=count, default=1, help="how many seeds, from --seed on")
     add("--transfer", metavar="FILE", help="a file of transfer_set.py; all attacks use its images")
-    others = "also the images that AutoPGD finds against these models (default: none)"
-    add("--others", metavar="RUN", nargs="+", default=[], help=others)
     add("--data", help="the data set, where its file has moved")
     add("--out", metavar="FILE", help="the .json file (default: attacks.json in the run's folder)")
+    add("--csv", metavar="FILE", help="also write the tables' numbers (default: in JSON alone)")
     options.add_device(parser)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
@@ -253,36 +233,30 @@ def run(args: Namespace) -> None:
         raise ValueError("the checkpoint was trained without attacks: give --eps")
     args.eps = args.eps or [settings["eps"]]
     args.seed = settings["seed"] if args.seed is None else args.seed
-    everything = [*ATTACKS, *(TRANSFER if args.transfer else ())]
-    names = everything if "all" in args.attack else args.attack
     dataset = data.load_as_trained(settings, args.data)
     if args.transfer:
         chosen, transfer = load_transfer(args.transfer, dataset, args.eps, args.images)
     else:
         chosen, transfer = dataset.choose_test_images(args.images or data.MAX_IMAGES), {}
+    names = [*ATTACKS, *transfer] if "all" in args.attack else args.attack
     if missing := [name for name in names if name in TRANSFER and name not in transfer]:
         raise ValueError(f"{missing[0]} needs --transfer FILE, from experiments/transfer_set.py")
     transfer = {name: images.to(device) for name, images in transfer.items() if name in names}
-    for path in args.others:
-        if checkpoints.load(path)["settings"]["data_checksum"] != dataset.checksum:
-            raise ValueError(f"{path} was trained on other images")
-    others = [infer.load(path, device) for path in args.others]
-    folder = checkpoints.in_folder(args.checkpoint).parent
+    made_here = [name for name in names if name not in TRANSFER]
+    if set(made_here) == {"adaptive"} and not (routes(model) or transfer):
+        raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
+    folder, several = checkpoints.in_folder(args.checkpoint).parent, len(args.eps) > 1
     if args.out:
         files.check_new(Path(args.out), ".json", "--out")
     else:
         files.check_writable(folder)
-    x, y = dataset.test_images(device, chosen)
-    strength = (args.steps, args.queries, args.rescale, args.restarts)
-    results = {}
+    if args.out and several:
+        files.check_new(Path(args.out).with_suffix(".png"), ".png", "--out")
+    if args.csv:
+        files.check_new(Path(args.csv), ".csv", "--csv")
+    (x, y), results = dataset.test_images(device, chosen), {}
     for eps in args.eps:
-        made_here = [name for name in names if name not in TRANSFER]
-        columns = attacks_at(made_here, model, eps, *strength)
-        if not (columns or others or transfer):
-            raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
-        if others:
-            attack = attacks_at(["apgd"], model, eps, *strength)["apgd"]
-            columns["others"] = partial(made_elsewhere, others=others, attack=attack)
+        columns = attacks_at(made_here, model, eps, args.steps, args.queries, args.rescale)
         seeds = range(args.seed, args.seed + args.seeds)
         result = measure(model, x, y, columns, transfer, seeds)
         result["doubts"] = doubts(model, x, y, result["table"][model.row])
@@ -299,13 +273,18 @@ def run(args: Namespace) -> None:
         "images": chosen.tolist(),
         "eps": results,
     }
-    files.write(path, json.dumps(content, indent=1).encode())
-    print(f"\nWrote {path}")
-    if len(args.eps) > 1:
-        tables = {eps: result["table"][model.row] for eps, result in results.items()}
-        picture = path.with_suffix(".png")
-        files.write(picture, figures.accuracy_by_eps(tables, model.row))
-        print(f"Wrote {picture}")
+    new = {}
+    if several:
+        lines = {eps: result["table"][model.row] for eps, result in results.items()}
+        new[path.with_suffix(".png")] = figures.accuracy_by_eps(lines, model.row)
+    if args.csv:
+        tables = {eps: pd.DataFrame(result["table"]).T for eps, result in results.items()}
+        new[Path(args.csv)] = pd.concat(tables, names=["eps", "row"]).to_csv().encode()
+    new[path] = json.dumps(content, indent=1).encode()  # last, as a sign that all is there
+    print()
+    for file, written in new.items():
+        files.write(file, written)
+        print(f"Wrote {file}")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 import itertools
 import math
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.claims import TRANSFER, counted
-from experiments.records import NAMES, by_title, frame, matching
+from experiments.records import by_title, frame, matching
 from support.pictures import as_png, subplots
 
 MARKERS = "osD^v<>p"
@@ -91,73 +90,6 @@ def draw_by_number(runs: pd.DataFrame) -> bytes:
     return legend_below(figure, min(4, 2 * len(places)))
 
 
-def sigma_and_T(runs: pd.DataFrame, rates: dict[str, float]) -> pd.DataFrame:
-    """The runs at their data's rate {data: rate} with their "sigma" and "T". T = 0 is the paper's
-    method; T = infinity are ensembles: trained for their vote, or (sigma = infinity) each alone."""
-    ensembles = {"plain-jointly": (1.0, math.inf), "plain-together": (math.inf, math.inf)}
-    known = r"(soe|soft-synergy|plain-jointly|plain-together)( --(sigma|temperature|lr) \S+)*"
-    settings = pd.DataFrame([record["settings"] for record in runs["record"]], index=runs.index)
-    runs = runs.assign(sigma=settings["sigma"], T=settings["temperature"].fillna(0))
-    for name, (sigma, T) in ensembles.items():
-        runs.loc[runs["method"].str.startswith(name), ["sigma", "T"]] = sigma, T
-    return runs[runs["method"].str.fullmatch(known) & (settings["lr"] == runs["data"].map(rates))]
-
-
-def sigma_T_plane(runs: pd.DataFrame) -> bytes:
-    """A row of panels for each title, a panel for clean and worst accuracy, sigma downwards, T to
-    the right, infinity last."""
-    titles = by_title(runs)
-    figure, axes = subplots(len(titles), 2, figsize=(9.6, 3.2 * len(titles)), squeeze=False)
-    for of_row, (title, of_title) in zip(axes, titles):
-        for axis, column in zip(of_row, ("clean", "worst")):
-            # a row for each sigma, a column for each T, the mean over seeds
-            cells = of_title.pivot_table(column, "sigma", "T")
-            low, high = cells.min(axis=None), cells.max(axis=None)
-            axis.imshow(cells, cmap="Blues", vmin=low, vmax=2 * high - low, aspect="auto")
-            for (i, k), mean in np.ndenumerate(cells):
-                if not math.isnan(mean):
-                    axis.text(k, i, f"{mean:.1f}", ha="center", va="center", fontsize=9)
-            ends = {0.0: "0\nSoE", math.inf: "$\\infty$\nvote"}
-            axis.set_xticks(range(len(cells.columns)), [ends.get(T, f"{T:g}") for T in cells])
-            axis.set_yticks(range(len(cells)), list(map(mark, cells.index)))
-            axis.set(xlabel="$T$", ylabel="$\\sigma$")
-            axis.set_title(f"{title}: {column} (%)", fontsize=9)
-    return as_png(figure)
-
-
-def mark(sigma: float) -> str:
-    return "$\\infty$" if sigma == math.inf else f"{sigma:g}"
-
-
-def fronts(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with "line", their method, and "W", their weight of clean images."""
-    weights = [record["settings"].get("clean_weight", 1) for record in runs["record"]]
-    return runs.assign(line=runs["method"].str.split(" --clean-weight").str[0], W=weights)
-
-
-def front(runs: pd.DataFrame) -> bytes:
-    """A panel for each title, a colour for each method, whatever its flags, a point for each W."""
-    titles, colours = by_title(fronts(runs)), {}
-    figure, axes = panels(len(titles), 5.2, 4)
-    for axis, (title, of_title) in zip(axes, titles):
-        for (line, of_line), marker in zip(of_title.groupby("line"), "os^D"):
-            colour = colours.setdefault(line.split()[0], f"C{len(colours)}")
-            points = of_line.groupby("W")[["clean", "worst"]]
-            mean, spread = points.mean(), points.std().fillna(0)
-            bars = {"xerr": spread["clean"], "yerr": spread["worst"], "capsize": 2}
-            style = {"fmt": f"{colour}{marker}-", "label": line}
-            axis.errorbar(mean["clean"], mean["worst"], **bars, **style)
-            for W, clean, worst in mean.itertuples():
-                style = {"textcoords": "offset points", "xytext": (5, 5), "fontsize": 8}
-                axis.annotate(f"W = {W:g}", (clean, worst), **style)
-        data, _, rest = title.partition(",")
-        axis.set_title(f"{NAMES.get(data, data)},{rest}")
-        axis.set(xlabel="clean accuracy (%)", ylabel="accuracy under the worst attack (%)")
-        axis.margins(0.12)
-        axis.legend(fontsize=8)
-    return as_png(figure)
-
-
 def dial(runs: pd.DataFrame) -> bytes:
     """A panel for each place: accuracies of SoE, half and half, where sigma alone is not the
     default, against sigma, infinity as the last mark. Which rule of confidence `runs` decide."""
@@ -173,7 +105,8 @@ def dial(runs: pd.DataFrame) -> bytes:
     for axis, (place, of_place) in zip(axes, places):
         for (column, line), style in zip(lines.items(), ("C0o-", "C0^:", "C1s-", "C3D-", "k*-")):
             axis.plot(range(len(of_place)), of_place[column], style, ms=5, label=line)
-        axis.set_xticks(range(len(of_place)), list(map(mark, of_place["sigma"])))
+        marks = [f"{sigma:g}".replace("inf", "$\\infty$") for sigma in of_place["sigma"]]
+        axis.set_xticks(range(len(of_place)), marks)
         axis.set(title=str(place), xlabel="$\\sigma$", ylabel="accuracy (%)", ylim=(0, 100))
     return legend_below(figure, 3)
 
@@ -200,28 +133,15 @@ def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
 def drawn() -> dict[str, bytes]:
     """{name: PNG} of the pictures in figures/ that show results."""
 
-    def runs(*patterns: str) -> pd.DataFrame:
-        return frame(result for pattern in patterns for result in matching(pattern))
-
-    of_front = [  # at rate 0.3 some seeds of soft synergy learn nothing: in the table, not here
-        *("front/digits-plain-*.json", "front/digits-soft-synergy-clean-weight*.json"),
-        "front/cifar10-jpeg-10000-*seed0.json",
-        "compare/digits-plain-together*-depth2-n3-eps0.1-*.json",
-        "compare/digits-soft-synergy-depth2-n3-eps0.1-*.json",
-        "photos/*-plain-together-depth2-n3-eps0.03-epochs12-seed0.json",
-        "photos/*-soft-synergy-lr0.03-temperature3-depth2-n3-eps0.03-epochs12-seed0.json",
-    ]
-    of_soe = ["compare/digits-soe-depth*-n3-eps0.1-*seed0.json"]
-    of_soe += ["photos/*-soe-depth*-n3-eps0.03-*seed0.json"]
-    plane = sigma_and_T(runs("*tuning/*-depth*-n3-*.json"), {"digits-val": 0.1, "photos-val": 0.03})
-    by_eps = runs("attacks_by_eps.json")
-    cells = {eps: of["table"]["collaboration"] for eps, of in zip(by_eps["eps"], by_eps["record"])}
+    soe = matching("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
+    soe += matching("photos/*-soe-depth*-n3-eps0.03-*seed0.json")
+    rectified = matching("readings/*-soe-confidencerectified-*depth2-*seed0.json")
+    by_eps = matching("attacks_by_eps.json")
+    cells = {float(record["eps"]): record["table"]["collaboration"] for record in by_eps}
     return {
-        "front.png": front(runs(*of_front)),
-        "plane.png": sigma_T_plane(plane),
-        "experts_by_class.png": experts_by_class(runs(*of_soe)),
-        "by_number.png": draw_by_number(runs("compare/digits-*-depth2-*.json")),
+        "experts_by_class.png": experts_by_class(frame(soe)),
+        "by_number.png": draw_by_number(frame(matching("compare/digits-*-depth2-*.json"))),
         "attacks_by_eps.png": accuracy_by_eps(cells, "collaboration"),
         "scaling.png": scaling(matching("scaling_cpu.json")[0]["tables"]),
-        "dial.png": dial(runs("readings/*-soe-confidencerectified-*depth2-*seed0.json")),
+        "dial.png": dial(frame(rectified)),
     }

@@ -114,6 +114,29 @@ def arrays(**changes) -> dict[str, np.ndarray]:
     return images | {f"y_{part}": np.arange(40) % 4 for part in parts} | changes
 
 
+def record_of(method: str, correct: dict[str, str | int], **changed) -> dict:
+    """What experiments.compare writes of a run, as far as a table reads it. `correct` holds bits,
+    or how many of 100 images are correct; `changed` replaces settings, or other parts."""
+    settings = {"data_name": "digits", "depth": 2, "eps": 0.1, "n": 3, "seed": 0, "epochs": 30}
+    settings["data_checksum"] = 1
+    settings |= {name: changed.pop(name) for name in settings if name in changed}
+    correct = {c: b if isinstance(b, str) else f"{'1' * b:0<100}" for c, b in correct.items()}
+    experts = {f"expert {j}": {"clean": 10.0} for j in (1, 2, 3)}
+    cells = {column: 100 * bits.count("1") / len(bits) for column, bits in correct.items()}
+    share = {"disagree": {"images": 4, "answering": 50.0, "best fixed": 25.0, "any": 75.0}}
+    return {
+        "method": method,
+        "units": 1000,
+        "settings": settings,
+        "evaluation": {"attack": ["pgd", "adaptive"]},
+        "table": {"model": cells, "any": {"clean": 90.0}} | experts,
+        "decided": {"pgd": {"took": 2, "alone": 1}},
+        "correct": correct,
+        "specialisation": {"clean": share | {"answers": [[100.0, 50.0]]}},
+        "file": "a.json",
+    } | changed
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 

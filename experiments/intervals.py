@@ -34,8 +34,9 @@ def interval(d: np.ndarray) -> tuple[float, float]:
 
 
 def images(bits: list[str]) -> np.ndarray:
-    """ "0110..", a string for each seed, as an array of 0 and 1 [S, N]."""
-    return np.array([list(map(int, text)) for text in bits])
+    """ "0110..", a string for each seed, as an array of 0 and 1 [S, N]. Raises ValueError for
+    other signs."""
+    return np.array([list(map("01".index, text)) for text in bits])
 
 
 def paired_difference(ours: list[str], theirs: list[str]) -> tuple[float, float]:

@@ -11,6 +11,8 @@ of experiments/evaluate.py leaves, and its time, on at most 500 test images.
 import json
 import time
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,6 @@ from models import ask_experts
 from support import checkpoints, files, options
 from support.printing import percent
 
-QUERIES = 500  # of Square
-
 
 def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
     """Foolbox's LinfPGD, random start, steps of eps / 5."""
@@ -35,28 +35,19 @@ def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) 
 
     attack = foolbox.attacks.LinfPGD(rel_stepsize=1 / 5, steps=steps)
     wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
-    _, x_adv, _ = attack(wrapped, x, y, epsilons=eps)
-    return x_adv
+    return attack(wrapped, x, y, epsilons=eps)[1]
 
 
-def art_classifier(model: nn.Module, x: Tensor, num_classes: int):
-    """The model as ART sees one."""
+def art_attack(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, K: int, name: str, **more
+) -> Tensor:
+    """ART's attack of this name on a model of K classes: x [N, C, H, W] -> x_adv."""
+    from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
-    return PyTorchClassifier(
-        model.eval(),
-        nn.CrossEntropyLoss(),
-        input_shape=tuple(x.shape[1:]),
-        nb_classes=num_classes,
-        clip_values=(0.0, 1.0),
-        device_type="cpu" if x.device.type == "cpu" else "gpu",
-    )
-
-
-def art_attack(classifier, name: str, x: Tensor, y: Tensor, eps: float, **more) -> Tensor:
-    """ART's attack of this name: x [N, C, H, W] -> x_adv."""
-    from art.attacks import evasion
-
+    shapes = {"input_shape": tuple(x.shape[1:]), "nb_classes": K, "clip_values": (0.0, 1.0)}
+    device = {"device_type": "cpu" if x.is_cpu else "gpu"}
+    classifier = PyTorchClassifier(model.eval(), nn.CrossEntropyLoss(), **shapes, **device)
     if name == "AutoProjectedGradientDescent":
         more |= {"eps_step": 2 * eps, "loss_type": "cross_entropy", "nb_random_init": 1}
     else:
@@ -65,29 +56,29 @@ def art_attack(classifier, name: str, x: Tensor, y: Tensor, eps: float, **more) 
     return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x.device)
 
 
-def auto_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float, num_classes: int) -> Tensor:
-    """torchattacks' AutoAttack, the standard four: AutoPGD twice, FAB and Square."""
+def auto_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float, K: int) -> Tensor:
+    """torchattacks' AutoAttack on a model of K classes: AutoPGD twice, FAB and Square."""
     import torchattacks
 
-    return torchattacks.AutoAttack(model, eps=eps, n_classes=num_classes, seed=0)(x, y)
+    return torchattacks.AutoAttack(model, eps=eps, n_classes=K, seed=0)(x, y)
 
 
-def compare(model: nn.Module, x: Tensor, y: Tensor, attacks: dict, left: Tensor) -> dict:
-    """Prints and returns {name: {"correct": % that an attack leaves, "of ours": how many it takes
-    of the images `left` [N], "seconds"}}; attacks is {name: fn() -> x_adv}."""
-    rows = {}
-    for name, attack in attacks.items():
-        torch.manual_seed(0)
-        np.random.seed(0)
-        start = time.perf_counter()
-        x_adv = attack()
-        seconds = time.perf_counter() - start
-        correct = model.combine(*ask_experts(model, x_adv)).argmax(-1) == y
-        taken, farthest = int((left & ~correct).sum()), (x_adv - x).abs().max().item()
-        rows[name] = {"correct": percent(correct), "of ours": taken, "seconds": seconds}
-        line = f"{name:34} {percent(correct):6.1f} % correct  takes {taken} of our"
-        print(f"{line} {int(left.sum())}  {seconds:7.1f} s  farthest {farthest:.4f}", flush=True)
-    return rows
+def all_attacks(eps: float, K: int) -> dict[str, Callable]:
+    """{name: fn(model, x, y) -> x_adv}. Square has 500 queries; ART rescales its schedule."""
+    autopgd = {"name": "AutoProjectedGradientDescent", "max_iter": 100, "batch_size": 250}
+    queries, ours = {"name": "SquareAttack", "max_iter": 500}, {"n_queries": 500}
+    from_anywhere = {"random_start": True, "keep_best": True}
+    attacks = {
+        "PGD-20, ours": partial(pgd, alpha=eps / 5, steps=20, **from_anywhere),
+        "LinfPGD-20, Foolbox": partial(foolbox_pgd, steps=20),
+        "AutoPGD-100, cross-entropy, ours": partial(apgd, steps=100),
+        "AutoPGD-100, cross-entropy, ART": partial(art_attack, K=K, **autopgd),
+        "AutoAttack, torchattacks": partial(auto_attack, K=K),
+        "Square, ours": partial(square, rescale=True, batch_size=200, **ours),
+        "Square, ours, not rescaled": partial(square, batch_size=200, **ours),
+        "Square, ART": partial(art_attack, K=K, batch_size=200, **queries),
+    }
+    return {name: partial(attack, eps=eps) for name, attack in attacks.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,35 +103,24 @@ def run(args: Namespace) -> None:
         raise ValueError(f"{error}: --help says what to install") from None
     if args.out:
         files.check_new(Path(args.out), ".json", "--out")
-    model = infer.load(args.checkpoint)
-    settings = checkpoints.load(args.checkpoint)["settings"]
+    model, settings = infer.load(args.checkpoint), checkpoints.load(args.checkpoint)["settings"]
     dataset = data.load_as_trained(settings, args.data)
     x, y = dataset.test_images("cpu", dataset.choose_test_images(500))
-    eps, K = args.eps, dataset.num_classes
-    classifier = art_classifier(model, x, K)
-
-    def from_art(name: str, **more):
-        return lambda: art_attack(classifier, name, x, y, eps, **more)
-
-    attacks = {
-        "PGD-20, ours": lambda: pgd(
-            model, x, y, eps, eps / 5, steps=20, random_start=True, keep_best=True
-        ),
-        "LinfPGD-20, Foolbox": lambda: foolbox_pgd(model, x, y, eps, steps=20),
-        "AutoPGD-100, cross-entropy, ours": lambda: apgd(model, x, y, eps, steps=100),
-        "AutoPGD-100, cross-entropy, ART": from_art(
-            "AutoProjectedGradientDescent", max_iter=100, batch_size=250
-        ),
-        "AutoAttack, torchattacks": lambda: auto_attack(model, x, y, eps, K),
-        # ART rescales the schedule of square sizes
-        "Square, ours": lambda: square(model, x, y, eps, QUERIES, rescale=True, batch_size=200),
-        "Square, ours, not rescaled": lambda: square(model, x, y, eps, QUERIES, batch_size=200),
-        "Square, ART": from_art("SquareAttack", max_iter=QUERIES, batch_size=200),
-    }
-    worst = measure(model, x, y, attacks_at(DECIDE, model, eps))["correct"]["worst"]
+    worst = measure(model, x, y, attacks_at(DECIDE, model, args.eps))["correct"]["worst"]
     left = torch.tensor([letter == "1" for letter in worst])
-    print(f"our worst leaves {percent(left):.1f} %")
-    rows = compare(model, x, y, attacks, left)
+    print(f"our worst leaves {percent(left):.1f} %, {int(left.sum())} images")
+    rows = {}
+    for name, attack in all_attacks(args.eps, dataset.num_classes).items():
+        torch.manual_seed(0)
+        np.random.seed(0)
+        start = time.perf_counter()
+        x_adv = attack(model, x, y)
+        seconds = time.perf_counter() - start
+        correct = model.combine(*ask_experts(model, x_adv)).argmax(-1) == y
+        taken, farthest = int((left & ~correct).sum()), (x_adv - x).abs().max().item()
+        rows[name] = {"correct": percent(correct), "of ours": taken, "seconds": seconds}
+        line = f"{name:34} {percent(correct):6.1f} % correct  takes {taken:3} of these"
+        print(f"{line}  {seconds:7.1f} s  farthest {farthest:.4f}", flush=True)
     if args.out:
         content = {
             "command": vars(args),

@@ -5,9 +5,9 @@
     python -m experiments.paper all --scale full --shard 2/8   # CIFAR-10 as in the paper: for GPUs
 
 NAME is table1 .. table4, figure1 .. figure4, or all. experiments/compare.py trains and attacks the
-runs, and leaves one JSON file of each in --results; figures 2 to 4 add a second one. A run whose
-file is there, or among the project's records, is not repeated: to repeat what is recorded, name a
-folder as --results. Table 1 is timed by `experiments.bench_step`.
+runs, and leaves one JSON file of each in --out; figures 2 to 4 add a second one. A run whose file
+is there, or among the project's records, is not repeated, unless with --again what is recorded.
+Table 1 is timed by `experiments.bench_step`.
 
 The numbers of the paper are in paper.json, its claims and their judge in claims.py.
 """
@@ -39,14 +39,12 @@ class Scale(NamedTuple):
     depths: list[int] = [2, 8, 14, 20]  # Table 4's
 
 
-SCALES = {  # digits bear more than the paper's eps
-    "digits": Scale(
-        "digits", "compare", 30, data.MAX_IMAGES, 3, {2: [0.02, 0.05, 0.1], 8: [0.1, 0.2, 0.3]}
-    ),
-    "photos": Scale(
-        "cifar10-jpeg-10000.npz", "photos", 12, 500, 1, {8: [0.02, 0.03, 0.05], 2: [0.03]}
-    ),
-    "full": Scale("cifar10", "full", 100, data.MAX_IMAGES, 1, {20: [n / 100 for n in range(1, 8)]}),
+DIGITS = {2: [0.02, 0.05, 0.1], 8: [0.1, 0.2, 0.3]}  # they bear more than the paper's eps
+PHOTOS, FULL = {8: [0.02, 0.03, 0.05], 2: [0.03]}, {20: [n / 100 for n in range(1, 8)]}
+SCALES = {
+    "digits": Scale("digits", "compare", 30, data.MAX_IMAGES, 3, DIGITS),
+    "photos": Scale("cifar10-jpeg-10000.npz", "photos", 12, 500, 1, PHOTOS),
+    "full": Scale("cifar10", "full", 100, data.MAX_IMAGES, 1, FULL),
 }
 DECIDING = ["soe", "plain-together", "gal", "plain-jointly"]
 OTHERS = ["soe-stage1", "plain", "adp", "more", "dverge"]
@@ -79,7 +77,7 @@ def comparisons(name: str, args: Namespace) -> list[Namespace]:
         vars(job).update(methods=methods, depth=depths, eps=eps, n=M, images=images)
         vars(job).update(seeds=seeds or scale.seeds, epochs=scale.epochs, shard=args.shard)
         vars(job).update(data=args.data or scale.data, device=args.device)
-        vars(job).update(out=f"{args.out}/{args.scale}", results=f"{args.results}/{scale.folder}")
+        job.out = f"{args.out}/{scale.folder}"
         jobs.append(job)
     return jobs
 
@@ -94,9 +92,9 @@ def show_plan(names: list[str], args: Namespace) -> None:
     dataset = data.load(args.data or SCALES[args.scale].data)
     batches, total = max(1, len(dataset.x_train) // Settings.batch_size), 0.0
     jobs = [job for name in names for job in comparisons(name, args)]
-    planned = {run.name: (run, job) for job in jobs for run in compare.shard(job, dataset.name)}
+    planned = {run.name: (run, job) for job in jobs for run in compare.plan(job, dataset.name)}
     for run, job in planned.values():
-        if is_there(Path(job.results, f"{run.name}.json"), args):
+        if is_there(Path(job.out, f"{run.name}.json"), args):
             print(f"{'there':>12}  {run.name}")
             continue
         units = compare.mean_units(run.method, job.n, run.eps) * run.epochs * batches
@@ -108,10 +106,10 @@ def show_plan(names: list[str], args: Namespace) -> None:
 def on_transferred(job: Namespace, args: Namespace) -> None:
     """Tries the trained runs of a comparison on images that were made against other networks; makes
     the images first, where they are not there."""
-    dataset, out, results = data.load(job.data), Path(args.out), Path(args.results, "transfer")
-    results.mkdir(parents=True, exist_ok=True)
-    for run in compare.shard(job, dataset.name):
-        folder, record = Path(job.out, run.name), results / f"{run.name}.json"
+    dataset, out = data.load(job.data), Path(args.out)
+    (out / "transfer").mkdir(parents=True, exist_ok=True)
+    for run in compare.plan(job, dataset.name):
+        folder, record = Path(job.out, run.name), out / "transfer" / f"{run.name}.json"
         if is_there(record, args) or not (folder / "metrics.json").exists():
             continue
         images = out / f"{dataset.name}-eps{run.eps:g}.npz"
@@ -128,7 +126,7 @@ def on_transferred(job: Namespace, args: Namespace) -> None:
 
 def xor(path: Path) -> None:
     """Figure 1 from twenty random starts: {"vote", "joint", "trap": accuracies in percent}."""
-    vote, joint, _ = zip(*(xor_demo.accuracies(seed) for seed in range(20)))
+    vote, joint, _ = zip(*map(xor_demo.accuracies, range(20)))
     _, trap, _ = zip(*(xor_demo.accuracies(seed, xor_demo.trap_loss) for seed in range(20)))
     record = {"command": "python -m experiments.paper figure1", "versions": options.versions()}
     record |= {"vote": vote, "joint": joint, "trap": trap}
@@ -141,7 +139,8 @@ def show(name: str, args: Namespace) -> None:
     kind, number = name[:-1].title(), name[-1]
     maker = {"figure3": "figures34", "figure4": "figures34", "table1": "steps"}.get(name, name)
     results = records.matching("*/*.json") if args.stored else []
-    results += [records.read(path) for path in sorted(Path(args.results).glob("*/*.json"))]
+    for path in sorted(Path(args.out).glob("*/*.json")):
+        results += records.read(path)
     shown = records.matching("bench_step.json") if name == "table1" else results
     print(f"\n{kind} {number}\n")
     if maker in MAKERS and shown:
@@ -158,14 +157,13 @@ def show(name: str, args: Namespace) -> None:
 def make(name: str, args: Namespace) -> int:
     """Trains and attacks what a table or figure needs, and shows it; returns how many runs failed.
     Raises ValueError, OSError, SystemExit."""
-    failed = 0
+    failed, accuracies = 0, Path(args.out, "figure1", "xor.json")
     for job in comparisons(name, args):
         failed += compare.train_and_attack(job, args.stored)[1]
         if name.startswith("figure"):
             on_transferred(job, args)
-    drawn = Path(args.results, "figure1", "xor.json")
-    if name == "figure1" and not args.stored and not drawn.exists():
-        xor(drawn)
+    if name == "figure1" and not is_there(accuracies, args):
+        xor(accuracies)
     show(name, args)
     return failed
 
@@ -176,16 +174,17 @@ def main(argv: list[str] | None = None) -> None:
     add("name", metavar="NAME", choices=known, help=", ".join(known))
     add("--scale", choices=SCALES, default="digits", help="how large the runs are")
     add("--data", help="the data set, where it is not the scale's own")
-    add("--dry-run", action="store_true", help="say what would be run, and for how long")
+    add("--dry-run", action="store_true", help="say what would be run, and what it costs")
+    add("--again", action="store_true", help="repeat what is among the project's records, too")
     options.add_device(parser)
     add("--shard", type=options.part, default="1/1", metavar="I/K", help="do the I-th of K parts")
     add("--out", default="runs/paper", metavar="DIR", help="folder of all the runs")
-    text = "folder of their JSON files (default: results in --out, beside the project's records)"
-    add("--results", metavar="DIR", help=text)
     args, failed = parser.parse_args(argv), 0
     with parser.errors_in_one_line():
-        args.stored = {} if args.results else records.stored()
-        args.results = args.results or f"{args.out}/results"
+        if Path(args.out).is_file():
+            raise ValueError(f"--out {args.out}: this is a file, not a folder of runs")
+        known = [] if args.again else records.matching("*/*.json")
+        args.stored = {record["name"] for record in known}
         names = list(RUNS) if args.name == "all" else [args.name]
         if args.dry_run:
             show_plan(names, args)

@@ -15,7 +15,6 @@ import io
 import json
 import re
 import statistics
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path, PurePath
 
@@ -47,83 +46,58 @@ def accuracy(values: pd.Series) -> str:
 
 def signed(differences: pd.Series, mark: str = "") -> str:
     """The interval of an array [N] for each seed, in points; marked, where there is one seed."""
-    shown = "{:+.1f} ± {:.1f}".format(*interval(np.stack(list(differences))))
+    shown = "{:+.1f} ± {:.1f}".format(*interval(np.stack([*differences])))
     return shown + mark * (len(differences) == 1)
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """The heading is the first row."""
-    head, *rest = rows
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rest])
 
 
 def table(cells: pd.DataFrame, *labels: str) -> str:
     """A frame of texts, "-" where there is none; `labels` are headings of its index."""
-    head = [*(labels or [""]), *(HEADINGS.get(column, column) for column in cells.columns)]
-    rows = cells.astype(object).fillna("-").reset_index().astype(str)
-    return markdown([head, *rows.values.tolist()])
-
-
-def titled(make: Callable) -> Callable:
-    """The tables of all titles, each under its own if there are several."""
-
-    def made(runs: pd.DataFrame) -> str:
-        parts = {title: make(of_title) for title, of_title in by_title(runs)}
-        several = [f"**{title}**\n\n{part}" for title, part in parts.items()]
-        return "\n\n".join(several if len(parts) > 1 else parts.values())
-
-    return made
+    head = [*(labels or [""]), *(HEADINGS.get(column, column) for column in cells)]
+    rows = cells.astype(object).fillna("-").reset_index().astype(str).values.tolist()
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 # ----------------------------------------------------------------------- methods beside each other
 
 
-def comparison(runs: pd.DataFrame) -> str:
-    """Each method attacked itself; the differences are from the first method, on the same seeds.
+def comparison(runs: pd.DataFrame, first: str = "soe") -> str:
+    """Each method attacked itself; the differences are from the `first` method, on the same seeds.
     Below, what the referee doubts of these runs (`evaluate.doubts`)."""
-    first, record = runs["method"].iloc[0], runs["record"].iloc[0]
-    columns = ["clean", *record["evaluation"]["attack"], "worst"]
-    columns = columns if record["settings"]["eps"] else ["clean"]
-    runs = runs.assign(**{column: np.nan for column in columns if column not in runs})
-    # differences are those of the last column: worst; the only attack, or clean, where that is all
-    last, decisive = list(record["correct"])[-1], [[*bits.values()][-1] for bits in runs["correct"]]
-    measured = measurements(runs.assign(correct=[{last: bits} for bits in decisive]))
+    ((_, runs),) = by_title(runs, first)
+    first, columns = runs["method"].iloc[0], list(max(runs["correct"], key=len))
+    last = columns[-1]  # worst; clean, where nothing is attacked
+    measured = measurements(runs).query("column == @last")
     pairs = paired(measured.query("method != @first"), measured.query("method == @first"))
     methods = runs.groupby("method", sort=False)
     cells = methods[columns].agg(accuracy)
     cells.insert(0, "units", methods["units"].first().map("{:,.0f}".format))
     cells[f"{last} less {first}'s"] = pairs.groupby("method")["difference"].agg(signed)
     parts = [table(cells.join(methods[["alone", "any"]].agg(accuracy)))]
-    for method, seed, record in zip(runs["method"], runs["seed"], runs["record"]):
-        parts += [
-            f"Doubtful, {method}, seed {seed}: {doubt}." for doubt in record.get("doubts", [])
-        ]
+    for method, seed, doubts in zip(runs["method"], runs["seed"], runs["doubts"]):
+        parts += [f"Doubtful, {method}, seed {seed}: {doubt}." for doubt in doubts]
     return "\n\n".join(parts)
 
 
 def routing(runs: pd.DataFrame) -> str:
     """How the experts divide the work on clean images, for methods in which one answers."""
-    rows = []
+    ((_, runs),), rows = by_title(runs), []
     for method, record in zip(runs["method"], runs["record"]):
         if division := record["specialisation"].get("clean"):
             share = statistics.mean(map(max, zip(*division["answers"])))
             rows.append({"method": method, **division["disagree"], "class share": share})
-    columns = ["method", "images", "answering", "best fixed", "any", "class share"]
-    cells = pd.DataFrame(rows, columns=columns).groupby("method", sort=False).agg(accuracy)
+    cells = pd.DataFrame(rows).groupby("method", sort=False).agg(accuracy)
     names = {"images": "images disagreed on", "answering": "correct: answering"}
     return table(cells.rename(columns=names))
 
 
 def decided(runs: pd.DataFrame) -> str:
     """Of all seeds together, the images that each attack took, and that no other took."""
-    rows = []
+    ((_, runs),), rows = by_title(runs), []
     for method, record in zip(runs["method"], runs["record"]):
         for attack, counts in record["decided"].items():
             rows.append({"method": method, "attack": attack, **counts})
-    counts = pd.DataFrame(rows, columns=["method", "attack", "took", "alone"])
-    total = counts.groupby(["method", "attack"]).sum().astype(str)
-    cells = (total["took"] + " (" + total["alone"] + ")").unstack()
-    cells = cells.loc[counts["method"].unique(), counts["attack"].unique()]
+    total = pd.DataFrame(rows).groupby(["method", "attack"], sort=False).sum().astype(str)
+    cells = (total["took"] + " (" + total["alone"] + ")").unstack(sort=False)
     return table(cells, "images taken (by it alone)")
 
 
@@ -196,7 +170,7 @@ def tools(runs: pd.DataFrame) -> str:
     return table(pd.DataFrame(cells), "% left (taken of what our worst leaves)")
 
 
-def run_table(runs: pd.DataFrame) -> str:
+def run(runs: pd.DataFrame) -> str:
     """What a run prints at its end: the metrics.json of one."""
     (record,) = runs["record"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -207,9 +181,9 @@ def run_table(runs: pd.DataFrame) -> str:
 # ------------------------------------------------------------------- the paper's tables and figures
 
 
-def by_place(measured: pd.DataFrame, method: str, M: int, column: str) -> pd.Series:
-    """For each place, a method's accuracy."""
-    return select(measured, method, M, column).groupby("place")["accuracy"].agg(accuracy)
+def by_place(measured: pd.DataFrame, method: tuple[str, int], column: str) -> pd.Series:
+    """For each place, the accuracy of a (method, M)."""
+    return select(measured, *method, column).groupby("place")["accuracy"].agg(accuracy)
 
 
 def less(
@@ -226,16 +200,16 @@ def summary(runs: pd.DataFrame) -> str:
     digits = counted(runs).query("data == 'digits' and eps == 0.1 and method != @tuned")
     photos = counted(runs).query("data != 'digits' and eps == 0.03 and method != 'soft-synergy'")
     measured = pd.concat([digits, photos.replace({"method": {tuned: "soft-synergy"}})])
-    names = {"soe": "SoE", "plain-together": "the ensemble", "soft-synergy": "soft synergy"}
-    mean = measured.query("M == 3 and column in ['clean', 'worst']")
-    mean = mean.groupby(["place", "method", "column"])["accuracy"].mean()
-    mean = mean.map("{:.1f}".format).unstack().reindex(columns=["clean", "worst"]).astype(object)
-    cells = (mean["clean"] + " → **" + mean["worst"] + "**").unstack()
-    cells = cells.reindex(columns=list(names)).rename(columns=names)
-    ensemble, soft = ("plain-together", 3), ("soft-synergy", 3)
+    ensemble, soft, cells = ("plain-together", 3), ("soft-synergy", 3), {}
+    for name, method in {"SoE": SOE, "the ensemble": ensemble, "soft synergy": soft}.items():
+        of_method = select(measured, *method, "clean", "worst")
+        mean = of_method.groupby(["place", "column"])["accuracy"].mean().unstack()
+        mean = mean.map("{:.1f}".format).astype(object)
+        cells[name] = mean["clean"] + " → **" + mean["worst"] + "**"
     cells["the ensemble, less SoE"] = less(measured, ensemble, SOE, "worst", "†")
     cells["soft synergy, less the ensemble"] = less(measured, soft, ensemble, "worst", "†")
-    return table(cells.dropna(subset="the ensemble"), "clean → under the worst attack")
+    cells = pd.DataFrame(cells).dropna(subset="the ensemble")
+    return table(cells, "clean → under the worst attack")
 
 
 def table2(runs: pd.DataFrame) -> str:
@@ -243,12 +217,11 @@ def table2(runs: pd.DataFrame) -> str:
     paper, ranks = PAPER["table 2"], ["best expert", "second", "third"]
     soe = select(counted(runs).query("eps > 0"), *SOE, "clean")
     best = [sorted(accuracies, reverse=True) for accuracies in soe["experts"]]
-    soe = soe.join(pd.DataFrame(best, soe.index, ranks))
-    cells = soe.groupby("place")[["accuracy", *ranks, "any"]].agg(accuracy)
+    soe = soe.join(pd.DataFrame(best, soe.index, ranks)).rename(columns={"any": "any correct"})
+    cells = soe.groupby("place")[["accuracy", *ranks, "any correct"]].agg(accuracy)
     theirs = [f"{value:.1f}" for value in (paper["soe"], *sorted(paper["experts"], reverse=True))]
     theirs = pd.DataFrame([[*theirs, "-"]], ["the paper, eps 0.02"], cells.columns)
-    cells = pd.concat([theirs, cells])
-    return table(cells.rename(columns={"accuracy": "SoE", "any": "any correct"}))
+    return table(pd.concat([theirs, cells]).rename(columns={"accuracy": "SoE"}))
 
 
 def table3(runs: pd.DataFrame) -> str:
@@ -275,67 +248,20 @@ def table4(runs: pd.DataFrame) -> str:
     """Clean accuracy by depth, trained without attacks; the paper's in brackets."""
     paper, clean, vote = PAPER["table 4"], counted(runs).query("eps == 0"), ("plain", 3)
     cells = {
-        "one network": by_place(clean, *ONE, "clean"),
-        "SoE": by_place(clean, *SOE, "clean"),
+        "one network": by_place(clean, ONE, "clean"),
+        "SoE": by_place(clean, SOE, "clean"),
         "gain": less(clean, SOE, ONE, "clean"),
-        "three networks, their vote": by_place(clean, *vote, "clean"),
+        "three networks, their vote": by_place(clean, vote, "clean"),
         "its gain": less(clean, vote, ONE, "clean"),
     }
     cells = pd.DataFrame(cells).dropna(subset="gain")
+    theirs = {depth: pair for depth, *pair in zip(paper["depth"], paper["plain"], paper["soe"])}
     for place in cells.index:
-        if place.data != "digits" and place.depth in paper["depth"]:
-            one, soe = (paper[m][paper["depth"].index(place.depth)] for m in ("plain", "soe"))
-            for column, theirs in {"one network": one, "SoE": soe, "gain": soe - one}.items():
-                cells.loc[place, column] += f" ({theirs:.1f})"
+        if place.data != "digits" and place.depth in theirs:
+            one, soe = theirs[place.depth]
+            for column, value in {"one network": one, "SoE": soe, "gain": soe - one}.items():
+                cells.loc[place, column] += f" ({value:.1f})"
     return table(cells)
-
-
-def readings(runs: pd.DataFrame) -> str:
-    """Each reading of the paper, and whether it does what the paper states: (a) its experts' clean
-    accuracies lie within 3 points, none ahead of the collaboration; (b) trained without attacks it
-    is not below one network, (c) under Square not below plain-together, by more than the interval.
-    """
-    (depth,), (data,) = set(runs["depth"]), set(runs["data"])
-    if rivals := matching(f"soft-tuning/{data}-plain-*-depth{depth}-n3-eps0.03-*.json"):
-        runs = pd.concat([runs, frame(rivals)], ignore_index=True)
-    measured = measurements(runs)
-    one = measured.query("M == 1 and eps == 0")
-    together = measured.query("method == 'plain-together' and column == 'square'")
-    soe = measured[measured["method"].str.startswith("soe")]
-
-    def answer(yes: bool, shown: str) -> str:
-        return f"{'yes' if yes else 'no'}: {shown}"
-
-    def not_below(theirs: pd.DataFrame) -> pd.Series:
-        differences = paired(soe, theirs).groupby("method")["difference"]
-        return differences.agg(lambda d: answer(sum(interval(np.stack([*d]))) >= 0, signed(d)))
-
-    clean, square, rows = not_below(one), not_below(together), []
-    stages = {"": "half and half", "0": "2 alone"}
-    attacked = runs.query("eps > 0").sort_values("worst", ascending=False, kind="stable")
-    for run in attacked.itertuples():
-        reading, _, first = run.method.partition(" --stage1-epochs ")
-        spread, lead = max(run.experts) - min(run.experts), run.clean - max(run.experts)
-        # without attacks the stages have one loss, so either alone is the same run
-        met = [answer(round(spread, 1) <= 3 and lead >= 0, f"{spread:.1f}, {lead:+.1f}")]
-        met += [clean.get(f"{reading} --stage1-epochs 0" if first else reading, "-")]
-        met += [square.get(run.method, "-")]
-        stage = stages.get(first, "1 alone")
-        if not reading.startswith("soe"):
-            stage, met = "-", ["-"] * 3
-        experts = ", ".join(f"{accuracy:.1f}" for accuracy in run.experts)
-        row = [reading, stage, f"{run.clean:.1f}", experts, f"{run.square:.1f}", f"{run.worst:.1f}"]
-        supported = all(one.startswith("yes") for one in met)
-        rows.append([*row, *met, "**yes**" if supported else "-"])
-    head = ["reading", "stages", "clean", "each expert", "Square", "worst", "(a) spread, lead"]
-    head += ["(b) less one network", "(c) less plain-together", "supported"]
-    return markdown([head, *rows])
-
-
-def figures34(runs: pd.DataFrame) -> str:
-    """Accuracy by M, the number of experts."""
-    cells = figures.by_number(runs).pivot_table("accuracy", ["place", "line"], "M", accuracy)
-    return table(cells.reindex(columns=range(1, 6)).rename(columns="M = {}".format), "", "")
 
 
 def figure2(runs: pd.DataFrame) -> str:
@@ -347,6 +273,12 @@ def figure2(runs: pd.DataFrame) -> str:
     return table(cells.set_axis(["soe", "soe-stage1", "difference"], axis=1), "", "variants")
 
 
+def figures34(runs: pd.DataFrame) -> str:
+    """Accuracy by M, the number of experts."""
+    cells = figures.by_number(runs).pivot_table("accuracy", ["place", "line"], "M", accuracy)
+    return table(cells.reindex(columns=range(1, 6)).rename(columns="M = {}".format), "", "")
+
+
 def softened(runs: pd.DataFrame) -> str:
     """SoE's experts as they are: the most confident one answers, all by their weights, or a vote;
     each attacked itself. On the seeds that all rows of a place have."""
@@ -355,13 +287,9 @@ def softened(runs: pd.DataFrame) -> str:
     rows = measured.groupby("place")["method"].transform("nunique")
     of_seed = measured.groupby(["place", "seed"])["method"].transform("nunique")
     measured = measured[(rows > 1) & (of_seed == rows)]
-    # in the order of T: at 0 the most confident one answers, at infinity all weigh the same
-    T = (
-        measured["method"]
-        .replace({"soe": "0", "soe's vote": "inf"})
-        .str.removeprefix("soe at T = ")
-    )
     who = measured["method"].str[4:].str.strip("s ").replace("", "the most confident")
+    # in the order of T: at 0 the most confident one answers, at infinity all weigh the same
+    T = who.replace({"the most confident": "0", "vote": "inf"}).str.removeprefix("at T = ")
     measured = measured.assign(T=T.map(float), who=who)
     pairs = paired(measured.query("method != 'soe'"), measured.query("method == 'soe'"))
     rows = ["place", "T", "who", "column"]
@@ -370,40 +298,89 @@ def softened(runs: pd.DataFrame) -> str:
     return table(cells.join(more).droplevel("T"), "", "who answers")
 
 
+# ---------------------------------------------------------------------------- readings, and claims
+
+
+def readings(runs: pd.DataFrame) -> str:
+    """Each reading of the paper, and whether it does what the paper states: (a) its experts' clean
+    accuracies lie within 3 points, none ahead of the collaboration; (b) trained without attacks it
+    is not below one network, (c) under Square not below plain-together, by more than the interval.
+    """
+    (depth,), (data,) = set(runs["depth"]), set(runs["data"])
+    if rivals := matching(f"soft-tuning/{data}-plain-*-depth{depth}-n3-eps0.03-*.json"):
+        runs = pd.concat([runs, frame(rivals)], ignore_index=True)
+    measured = measurements(runs)
+    soe = measured[measured["method"].str.startswith("soe")]
+
+    def answer(yes: bool, shown: str) -> str:
+        return f"{'yes' if yes else 'no'}: {shown}"
+
+    def not_below(rival: str) -> pd.Series:
+        differences = paired(soe, measured.query(rival)).groupby("method")["difference"]
+        return differences.agg(lambda d: answer(sum(interval(np.stack([*d]))) >= 0, signed(d)))
+
+    clean = not_below("M == 1 and eps == 0")
+    square = not_below("method == 'plain-together' and column == 'square'")
+    stages, rows = {"": "half and half", "0": "2 alone"}, []
+    attacked = runs.query("eps > 0").sort_values("worst", ascending=False, kind="stable")
+    for run in attacked.itertuples():
+        reading, _, first = run.method.partition(" --stage1-epochs ")
+        is_soe = reading.startswith("soe")
+        # without attacks the stages have one loss, so either alone is the same run
+        at_eps_0 = f"{reading} --stage1-epochs 0" if first else reading
+        spread, lead = max(run.experts) - min(run.experts), run.clean - max(run.experts)
+        alike = answer(round(spread, 1) <= 3 and lead >= 0, f"{spread:.1f}, {lead:+.1f}")
+        met = {
+            "(a) spread, lead": alike if is_soe else "-",
+            "(b) less one network": clean.get(at_eps_0, "-"),
+            "(c) less plain-together": square.get(run.method, "-"),
+        }
+        supported = all(one.startswith("yes") for one in met.values())
+        row = {
+            "reading": reading,
+            "stages": stages.get(first, "1 alone") if is_soe else "-",
+            "clean": f"{run.clean:.1f}",
+            "each expert": ", ".join(f"{accuracy:.1f}" for accuracy in run.experts),
+            "Square": f"{run.square:.1f}",
+            "worst": f"{run.worst:.1f}",
+        }
+        rows.append(row | met | {"supported": "**yes**" if supported else "-"})
+    return table(pd.DataFrame(rows).set_index("reading"), "reading")
+
+
 def claims(runs: pd.DataFrame) -> str:
     """A row for each claim: the verdict, with a link to all that was measured, and the measurement
     that stands for them: of most seeds, then on photographs, then where networks are deepest."""
-    rows = [["", "the paper's claim", "appendix", "verdict", "for example", "difference"]]
+    rows = {}
     for number, claim in enumerate(judged(runs), 1):
         example = ["-", "-"]
         if claim.evidence:
             one = max(reversed(claim.evidence), key=lambda one: (one.seeds, "photos" in one.where))
             example = [one.where, f"[{one}]({one.file})"]
         said = f"[**{claim.verdict}**](claims.md#{number})"
-        rows.append([str(number), claim.text, claim.place, said, *example])
-    return markdown(rows)
+        rows[number] = [claim.text, claim.place, said, *example]
+    head = ["the paper's claim", "appendix", "verdict", "for example", "difference"]
+    return table(pd.DataFrame.from_dict(rows, "index", columns=head))
 
 
 def evidence(runs: pd.DataFrame) -> str:
     """Every measurement that speaks of a claim, a table a claim."""
     parts = []
     for number, claim in enumerate(judged(runs), 1):
-        rows = [["", "difference", "says"]]
-        for one in claim.evidence:
-            rows.append([one.where, f"[{one}]({one.file})", claim.says(one).strip("†")])
         where = "not in the paper" if claim.place == "-" else f"appendix {claim.place}"
-        title = f"### {number}\n\n{claim.text} ({where}): **{claim.verdict}**"
-        parts.append(f"{title}\n\n{markdown(rows)}" if claim.evidence else title)
+        parts.append(f"### {number}\n\n{claim.text} ({where}): **{claim.verdict}**")
+        says = [[f"[{one}]({one.file})", claim.says(one)] for one in claim.evidence]
+        if says:
+            places = [one.where for one in claim.evidence]
+            parts.append(table(pd.DataFrame(says, places, ["difference", "says"])))
     return "\n\n".join(parts)
 
 
 # ------------------------------------------------------------------------------------- the command
 
-MAKERS = {"run": run_table, "comparison": titled(comparison), "routing": titled(routing)}
-MAKERS |= {"decided": titled(decided), "attacked": attacked, "stronger": stronger, "tools": tools}
-MAKERS |= {"steps": steps, "ways": ways, "claims": claims, "evidence": evidence}
-MAKERS |= {"summary": summary, "table2": table2, "table3": table3, "table4": table4}
-MAKERS |= {"figure2": figure2, "figures34": figures34, "softened": softened, "readings": readings}
+MAKERS = [comparison, routing, decided, attacked, stronger, steps, ways, tools, run, summary]
+MAKERS += [table2, table3, table4, figure2, figures34, softened, readings, claims, evidence]
+MAKERS = {maker.__name__: maker for maker in MAKERS}
 
 
 def written(content: str) -> str:

@@ -5,7 +5,7 @@
 One of the four is varied at a time. The others stay at a base: on a GPU the paper's setting, on a
 CPU a smaller one, so that all of it takes minutes. Every point is measured in a process of its own:
 the median step, and the peak memory of the process or the GPU. Beside each time stands what the
-passes of `units` predict, scaled to the base's measured time.
+passes of `cost` predict, scaled to the base's measured time.
 """
 
 import json
@@ -21,35 +21,30 @@ from experiments import bench_step, figures
 from support import files, options
 from support.printing import duration
 
-AXES = {
-    "n": (1, 2, 3, 4, 5, 6, 7, 8),
-    "batch_size": (16, 32, 64, 128, 256),
-    "depth": (8, 14, 20, 32, 44, 56),
-    "steps": (1, 2, 5, 10, 20),
+AXES = {  # {setting: (its name, its values)}
+    "n": ("M, experts", (1, 2, 3, 4, 5, 6, 7, 8)),
+    "batch_size": ("batch size", (16, 32, 64, 128, 256)),
+    "depth": ("depth", (8, 14, 20, 32, 44, 56)),
+    "steps": ("attack steps", (1, 2, 5, 10, 20)),
 }
-LABELS = {"n": "M, experts", "batch_size": "batch size", "depth": "depth", "steps": "attack steps"}
 BASE = {
     "cuda": {"n": 3, "batch_size": 128, "depth": 20, "steps": 10},
     "cpu": {"n": 3, "batch_size": 32, "depth": 8, "steps": 5},
 }
 
 
-def units(stage: int, M: int, S: int, gathered: bool) -> int:
-    """What a step costs for each image of the batch, in one expert's forward passes.
+def cost(stage: int, point: dict, gathered: bool) -> int:
+    """What a step costs, in one expert's forward passes of an image through one convolution.
 
     A backward pass costs 1 for the input and 2 for input and weights. M experts, S attack steps;
     where the attack is `gathered`, it asks all experts and differentiates the answering one alone.
     """
+    M, S = point["n"], point["steps"]
     if stage == 1:  # the attack on each expert; then every expert learns from x and all M attacks
-        return 2 * M * S + 3 * (M + M * M)
-    attack = M * S + 2 * S if gathered and M > 1 else 2 * M * S
-    return attack + 3 * (M + M)
-
-
-def cost(stage: int, point: dict, gathered: bool) -> int:
-    """What the passes predict; a unit grows with the batch and with the convolutions, depth - 2."""
-    size = point["batch_size"] * (point["depth"] - 2)
-    return units(stage, point["n"], point["steps"], gathered) * size
+        passes = 2 * M * S + 3 * (M + M * M)
+    else:
+        passes = (M * S + 2 * S if gathered and M > 1 else 2 * M * S) + 3 * (M + M)
+    return passes * point["batch_size"] * (point["depth"] - 2)
 
 
 def peak_gib(device: torch.device) -> float:
@@ -66,9 +61,10 @@ def measure(point: dict, device_name: str, repeats: int) -> dict[str, float]:
     """{"stage 1" and "stage 2": seconds, "memory": GiB} of one point, measured in this process."""
     device, soe = torch.device(device_name), METHODS["soe"]
     settings = bench_step.settings_of(soe, **point, precision=options.best_precision(device))
-    steps = {"soe": bench_step.our_steps(soe, settings, device)}
-    times = bench_step.medians(steps, *bench_step.random_batch(settings, device), repeats)["soe"]
-    return {"stage 1": times[1], "stage 2": times[2], "memory": peak_gib(device)}
+    steps = bench_step.our_steps("soe", soe, settings, device)
+    times = bench_step.medians(steps, *bench_step.random_batch(settings, device), repeats)
+    memory = {"memory": peak_gib(device)}
+    return {f"stage {stage}": median for (_, stage), median in times.items()} | memory
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,28 +86,25 @@ def run(args: Namespace) -> None:
         raise ValueError("memory is measured on Linux, macOS' CPU and CUDA: give --device cpu")
     files.check_new(picture, ".png", "--out")
     files.check_new(table_file, ".json", "--out")
-    base, gathered = BASE[device.type], device.type == "cpu"
-    precision = options.best_precision(device)
-    header = f"{options.device_name(device)}, {precision}, torch {torch.__version__}"
-    print(f"{header}; 3 x 32 x 32, {', '.join(f'{LABELS[k]} {v}' for k, v in base.items())}")
-    print(f"In brackets: what the passes predict.\n{'':22}{'stage 1':>18}{'stage 2':>18}{'GiB':>8}")
-    tables = {}
+    base, gathered, tables = BASE[device.type], device.type == "cpu", {}
+    header = f"{options.device_name(device)}, {options.best_precision(device)}"
+    header += f", torch {torch.__version__}"
+    print(f"{header}; 3 x 32 x 32, {base}. In brackets: what the passes predict.")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         at_base = pool.apply(measure, (base, str(device), args.repeats))
-        for axis, values in AXES.items():
-            tables[LABELS[axis]] = {}
+        for axis, (name, values) in AXES.items():
             for value in values:
-                point, cells = base | {axis: value}, []
-                measured = dict(at_base)
+                point, measured = base | {axis: value}, dict(at_base)
                 if point != base:
                     measured = pool.apply(measure, (point, str(device), args.repeats))
+                line = f"{name} {value}: {measured['memory']:.2f} GiB"
                 for stage in (1, 2):
                     ratio = cost(stage, point, gathered) / cost(stage, base, gathered)
                     predicted = measured[f"predicted {stage}"] = at_base[f"stage {stage}"] * ratio
-                    cells.append(f"{duration(measured[f'stage {stage}'])} ({duration(predicted)})")
-                tables[LABELS[axis]][value] = measured
-                line = f"{cells[0]:>18}{cells[1]:>18}{measured['memory']:8.2f}"
-                print(f"{LABELS[axis]:16}{value:6}{line}", flush=True)
+                    seconds = measured[f"stage {stage}"]
+                    line += f", stage {stage} {duration(seconds)} ({duration(predicted)})"
+                print(line, flush=True)
+                tables.setdefault(name, {})[value] = measured
     content = {"command": vars(args), "device": header, "base": base, "tables": tables}
     files.write(picture, figures.scaling(tables))
     files.write(table_file, json.dumps(content, indent=1).encode())

@@ -11,7 +11,6 @@ testing, the others for training. So over K runs each image is tested once.
 """
 
 import io
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -27,38 +26,25 @@ def shuffled(count: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).permutation(count))
 
 
-def subset(dataset: data.Data, train: int, validation: int | None) -> dict[str, np.ndarray]:
-    """{x_train, y_train, x_test, y_test}, as numpy.savez takes them. Raises ValueError where there
-    are too few images."""
-    N, held_out = len(dataset.x_train), validation or 0
-    if train + held_out > N:
+def first(dataset: data.Data, train: int, validation: int) -> tuple[Tensor, Tensor]:
+    """Numbers of images for training and for testing, training images being counted first. Raises
+    ValueError where there are too few."""
+    N = len(dataset.x_train)
+    if train + validation > N:
         raise ValueError(f"{dataset.name} has {N} training images: that is too few")
-    chosen, next_ones = shuffled(N)[: train + held_out].split([train, held_out])
-    test = dataset.x_test, dataset.y_test
-    if held_out:
-        test = dataset.x_train[next_ones], dataset.y_train[next_ones]
-    return arrays((dataset.x_train[chosen], dataset.y_train[chosen]), test)
+    order, own = shuffled(N), torch.arange(N, N + len(dataset.x_test))
+    return order[:train], order[train : train + validation] if validation else own
 
 
-def fold(dataset: data.Data, i: int, k: int) -> dict[str, np.ndarray]:
+def fold(dataset: data.Data, i: int, k: int) -> tuple[Tensor, Tensor]:
     """The same, with the i-th (from 1) of k parts of all images for testing. Raises ValueError
     where there are fewer images than parts, or k is 1."""
-    x = torch.cat([dataset.x_train, dataset.x_test])
-    y = torch.cat([dataset.y_train, dataset.y_test])
-    if not 2 <= k <= len(x):
-        raise ValueError(f"--fold {i}/{k}: there must be 2 to {len(x)} parts")
-    parts = list(shuffled(len(x)).tensor_split(k))
+    N = len(dataset.x_train) + len(dataset.x_test)
+    if not 2 <= k <= N:
+        raise ValueError(f"--fold {i}/{k}: there must be 2 to {N} parts")
+    parts = list(shuffled(N).tensor_split(k))
     test = parts.pop(i - 1)
-    train = torch.cat(parts)
-    return arrays((x[train], y[train]), (x[test], y[test]))
-
-
-def arrays(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, np.ndarray]:
-    """Images [N, C, H, W] and labels [N] under their names in a FILE.npz, channels last."""
-    named = {}
-    for part, (x, y) in {"train": train, "test": test}.items():
-        named |= {f"x_{part}": x.permute(0, 2, 3, 1).numpy(), f"y_{part}": y.numpy()}
-    return named
+    return torch.cat(parts), test
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,27 +56,24 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--data", default="digits", help="as in training")
     held_out = "with --train: how many other training images replace the test images"
-    add("--validation", type=options.count, help=held_out)
+    add("--validation", type=options.count, default=0, help=held_out)
     add("--out", required=True, metavar="FILE", help="the .npz file to write")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        run(args)
-
-
-def run(args: Namespace) -> None:
-    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    out, buffer = Path(args.out), io.BytesIO()
-    files.check_new(out, ".npz", "--out")
-    if args.fold and args.validation:
-        raise ValueError("--validation goes with --train")
-    dataset = data.load(args.data)
-    if args.fold:
-        named = fold(dataset, *args.fold)
-    else:
-        named = subset(dataset, args.train, args.validation)
-    np.savez_compressed(buffer, **named)
-    files.write(out, buffer.getvalue())
-    print(f"wrote {out}: {len(named['x_train'])} training and {len(named['x_test'])} test images")
+        out, buffer = Path(args.out), io.BytesIO()
+        files.check_new(out, ".npz", "--out")
+        if args.fold and args.validation:
+            raise ValueError("--validation goes with --train")
+        dataset = data.load(args.data)
+        x = torch.cat([dataset.x_train, dataset.x_test]).permute(0, 2, 3, 1)  # channels last
+        y, named = torch.cat([dataset.y_train, dataset.y_test]), {}
+        chosen = (args.train, args.validation) if args.train else args.fold
+        parts = (first if args.train else fold)(dataset, *chosen)
+        for part, numbers in zip(("train", "test"), parts):
+            named |= {f"x_{part}": x[numbers].numpy(), f"y_{part}": y[numbers].numpy()}
+        np.savez_compressed(buffer, **named)
+        files.write(out, buffer.getvalue())
+        print(f"wrote {out}: {len(parts[0])} training and {len(parts[1])} test images")
 
 
 if __name__ == "__main__":

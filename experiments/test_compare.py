@@ -4,13 +4,14 @@ import json
 import shlex
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import train_submodel
 from baselines import plain
-from experiments import compare, records
-from experiments.fixtures import arrays, same_weights
+from experiments import compare, intervals, records
+from experiments.fixtures import arrays, record_of, same_weights, stop_training, train_small
 from support import checkpoints
 
 SMALL = "--depth 2 --n 2 --epochs 2 --eps 0.1 --attack pgd apgd --steps 2 --images 20".split()
@@ -88,39 +89,32 @@ def test_what_is_there_is_used_only_for_the_same_flags_images_and_attacks(tmp_pa
     trained = times(out.glob("*/model.pt"))
     again = [*SMALL, *words.split(), "--out", out]
     assert "is of another evaluation" in refused(compare, *again, "--attack", "fgsm")
-    compare_small(out, f"{words} --attack fgsm --results {tmp_path}/fgsm")
+    (record,) = out.glob("*.json")
+    record.rename(tmp_path / "moved")
+    compare_small(out, f"{words} --attack fgsm")
     assert times(out.glob("*/model.pt")) == trained
-    assert set(results(tmp_path / "fgsm")["plain 0"]["correct"]) == {"clean", "fgsm"}
+    assert set(results(out)["plain 0"]["correct"]) == {"clean", "fgsm"}
+    (tmp_path / "moved").rename(record)
     with pytest.MonkeyPatch.context() as patch:
         together = compare.METHODS["plain"]._replace(flags="--together")
         patch.setitem(compare.METHODS, "plain", together)
         assert "is of another command (python -m baselines.plain" in refused(compare, *again)
     np.savez(own, **arrays(y_train=(np.arange(40) + 1) % 4))
     assert "is of another data set" in refused(compare, *again)
-    (kept,) = out.glob("*.json")
-    kept.unlink()
+    record.unlink()
     assert "was trained on other images" in refused(compare, *again)
 
 
 @pytest.mark.slow
-def test_it_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
-    words, save = "--methods plain --seeds 2 --epochs 4", checkpoints.save
-    compare_small(tmp_path / "whole", words)
-
-    def stop(path, checkpoint):
-        save(path, checkpoint)
-        if checkpoint["epoch"] == 2 and checkpoint["settings"]["seed"] == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(checkpoints, "save", stop)
-        compare_small(tmp_path / "cut", words)
-    assert stopped.value.code == 130 and list(results(tmp_path / "cut")) == ["plain 0"]
-    (second,) = (tmp_path / "cut").glob("*-seed1/model.pt")
-    assert checkpoints.load(second)["epoch"] == 2
-    compare_small(tmp_path / "cut", words)
-    assert "epoch 3/4" in (tmp_path / "cut" / f"{second.parent.name}.log").read_text()
-    cut, whole = (results(tmp_path / name)["plain 1"]["correct"] for name in ("cut", "whole"))
+def test_it_resumes_where_it_was_interrupted(tmp_path):
+    flags = "--methods plain --attack pgd apgd --images 20".split()
+    train_small(tmp_path / "whole", *flags, script=compare)
+    stop_training(tmp_path / "cut", *flags, script=compare, epoch=2)
+    (checkpoint,) = (tmp_path / "cut").glob("*/model.pt")
+    assert not results(tmp_path / "cut") and checkpoints.load(checkpoint)["epoch"] == 2
+    train_small(tmp_path / "cut", *flags, script=compare)
+    assert "epoch 3/4" in (tmp_path / "cut" / f"{checkpoint.parent.name}.log").read_text()
+    cut, whole = (results(tmp_path / name)["plain 0"]["correct"] for name in ("cut", "whole"))
     assert cut == whole
 
 
@@ -142,10 +136,67 @@ def test_models_trained_without_attacks_are_compared_on_clean_images(tmp_path, c
     assert all(set(result["correct"]) == {"clean"} for result in results(tmp_path).values())
 
 
-def test_a_method_without_the_last_attack_is_compared_by_what_it_has(tmp_path, capsys):
-    compare_small(tmp_path, "--methods soe 'plain --alpha 2/255' --attack pgd adaptive")
-    head, _, soe, plain = [row for row in capsys.readouterr().out.split("\n") if row[:1] == "|"]
-    assert "worst less soe's" in head and "| - | - |" in plain and "±" in plain
+def test_differences_are_of_the_worst_case_and_from_soe_else_from_the_first_method_named(
+    tmp_path, capsys
+):
+    words = "--methods soe-stage1 plain --attack pgd apgd --epochs 1 --csv"
+    compare_small(tmp_path, f"{words} {tmp_path}/runs.csv")
+    output = capsys.readouterr().out
+    head, _, soe, plain = [row for row in output.split("\n") if row[:1] == "|"]
+    assert "worst less soe-stage1's" in head and "| - |" in soe and "±" in plain
+    assert "standard deviation over the seeds" in output and "half its 95 % interval" in output
+    numbers = pd.read_csv(tmp_path / "runs.csv").set_index("method")
+    for method, record in results(tmp_path).items():
+        percent = record["table"][record["row"]]["worst"]
+        assert numbers["worst"][method.removesuffix(" 0")] == percent
+    compare_small(tmp_path, "--methods plain 'more --lr 0.05' --attack fgsm --epochs 2")
+    head, _, first, second = [row for row in capsys.readouterr().out.split("\n") if row[:1] == "|"]
+    assert "| fgsm | worst | worst less plain's" in head and "| plain |" in first
+
+
+def test_two_runs_are_compared_image_by_image(tmp_path, capsys, refused):
+    """Whatever their methods and seeds; "±" is half the interval over images."""
+    files = {
+        "a": record_of("soe", {"clean": 90, "pgd": 60, "worst": 50}, seed=1),
+        "b": record_of("plain", {"clean": 90, "worst": 40}, seed=2, depth=8),
+        "fewer": record_of("plain", {"worst": "01" * 20}),
+        "elsewhere": record_of("plain", {"worst": 40}, data_checksum=2),
+        "weaker": record_of("plain", {"worst": 40}, eps=0.05),
+    }
+    for name, record in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    a, b, *others = (tmp_path / f"{name}.json" for name in files)
+    compare.main(["--between", str(a), str(b)])
+    _, _, clean, worst, _, meaning = capsys.readouterr().out.splitlines()
+    assert meaning == compare.MEANING and clean == "| 0.1 | clean | 90.0 | 90.0 | +0.0 ± 0.0 |"
+    _, half = intervals.paired_difference([files["a"]["correct"]["worst"]], ["1" * 40 + "0" * 60])
+    assert worst == f"| 0.1 | worst | 50.0 | 40.0 | +10.0 ± {half:.1f} |"
+    for other in others:
+        assert "no attack at one eps, on the same images" in refused(compare, "--between", a, other)
+    for name, message in {"none.json": "no record, none", "*/*soe-depth*": "names several"}.items():
+        assert message in refused(compare, "--between", a, name)
+
+
+def test_recorded_runs_are_compared_on_the_seeds_that_both_have(capsys):
+    """As in the project's own table."""
+    names = [f"compare/digits-{m}-depth2-n3-eps0.1-*.json" for m in ("plain-together", "soe")]
+    compare.main(["--between", *names])
+    (worst,) = [row for row in capsys.readouterr().out.splitlines() if "| worst |" in row]
+    *_, ensemble, soe, difference = worst.strip("| ").split(" | ")
+    page = (records.RESULTS.parent / "results.md").read_text()
+    (row,) = [
+        row for row in page.splitlines() if row.startswith("| plain-together | 25,740 | 77.6")
+    ]
+    assert f"| {ensemble} | {difference} |" in row and "±" in soe
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "", "{}", '{"method": "soe"}'])
+def test_a_result_of_another_shape_is_one_line(content, tmp_path, refused):
+    (run,) = planned("--methods plain --depth 2 --n 2 --epochs 2")
+    path = tmp_path / f"{run.name}.json"
+    path.write_text(content)
+    for words in (["--methods", "plain", "--out", tmp_path], ["--between", path, path]):
+        assert path.name in refused(compare, *SMALL, *words)
 
 
 # ---------------------------------------------------------------------------------------- the plan
@@ -183,14 +234,11 @@ UNITS = {
 
 @pytest.mark.parametrize("method", compare.METHODS)
 def test_units_of_three_members_and_four_steps_of_pgd(method):
+    """Counting them changes no random number."""
+    before = torch.get_rng_state()
     assert compare.units_of_a_batch(method, 3, 4) == UNITS.get(method, {1: PLAINLY})
     if method != "plain-together":  # which needs an attack
         assert compare.units_of_a_batch(method, 3, 4, eps=0)[1] == (18 if method == "gal" else 9)
-
-
-def test_counting_units_changes_no_random_number():
-    before = torch.get_rng_state()
-    compare.units_of_a_batch.__wrapped__("adp", 2, 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -217,6 +265,9 @@ def test_equal_cost_is_more_epochs_of_a_cheaper_method():
         ("--seeds 0", "at least 1"),
         ("--depth 3", "depth is 3"),
         ("--data none.npz", "none.npz"),
+        ("--methods soe plain --attack pgd adaptive", "plain would be judged by weaker"),
+        ("--methods soe --n 1 --attack adaptive", "soe would be judged by weaker"),
+        ("--csv runs.txt", "ending in .csv"),
         ("--device magic", "no device 'magic'"),
     ],
 )

@@ -1,7 +1,9 @@
 """The page for drawing: what it asks and shows, in a real browser where there is one."""
 
 import json
+import math
 import re
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -31,9 +33,10 @@ def address(whole):
         serving.shutdown()
 
 
-def post(address, content):
+def post(address, content, path="/ask", **headers):
     content = content if isinstance(content, bytes) else json.dumps(content).encode()
-    with urllib.request.urlopen(f"{address}/ask", content) as answer:
+    request = urllib.request.Request(f"{address}{path}", content, headers)
+    with urllib.request.urlopen(request) as answer:
         return json.loads(answer.read())
 
 
@@ -51,15 +54,32 @@ def test_the_page_says_what_the_model_says(address):
     assert same["attacked"]["pixels"] == pytest.approx(digit.tolist())
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [b"no json", {}, {"pixels": [0.0] * 3, "eps": 0.1, "attack": "pgd"}]
-    + [{"pixels": [0.0] * 64, "eps": e, "attack": a} for e, a in (("x", "pgd"), (0.1, "magic"))],
-)
-def test_a_wrong_request_is_refused(request_, address):
+BLACK = {"pixels": [0.0] * 64, "eps": 0.1, "attack": "pgd"}
+WRONG = [b"no json", b"", {}, [], *(BLACK | {"pixels": [v] * 64} for v in (math.nan, 10**400))]
+WRONG += [BLACK | {"pixels": [0.0] * 3}, BLACK | {"eps": "x"}, BLACK | {"attack": "magic"}]
+WRONG += [BLACK | {"eps": eps} for eps in (math.nan, math.inf, "nan")]
+CASES = [(400, content, {}) for content in WRONG]
+CASES += [(400, BLACK, {"Content-Length": length}) for length in ("-1", "x", "10000000")]
+CASES += [(404, BLACK, {"path": "/"}), (403, BLACK, {"Host": "elsewhere.org:8000"})]
+CASES += [(403, BLACK, {"Origin": origin}) for origin in ("null", "http://elsewhere.org")]
+
+
+@pytest.mark.parametrize("status, content, how", CASES)
+def test_a_wrong_request_is_refused(status, content, how, address, capsys):
     with pytest.raises(urllib.error.HTTPError) as error:
-        post(address, request_)
-    assert error.value.code == 400
+        post(address, content, **how)
+    assert error.value.code == status and not capsys.readouterr().err
+    assert post(address, BLACK, Origin=address)["clean"]
+
+
+def test_half_a_request_does_not_hold_the_page_for_ever(address, monkeypatch):
+    assert draw.Handler.timeout == 10
+    monkeypatch.setattr(draw.Handler, "timeout", 0.2)
+    host, port = address.removeprefix("http://").split(":")
+    for half in ("GET", f"POST /ask HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 9\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(half.encode())
+            assert connection.recv(1) == b""
 
 
 def test_colour_images_and_wrong_ports_are_refused(whole, tmp_path, refused):

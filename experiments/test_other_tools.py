@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import data
 import infer
 from experiments.fixtures import train_small
-from experiments.other_tools import art_attack, art_classifier, foolbox_pgd
+from experiments.other_tools import art_attack, foolbox_pgd
 
 pytestmark = pytest.mark.slow
 EPS = 0.1
@@ -46,6 +46,5 @@ def test_art_attacks_our_model(trained, name):
     np.random.seed(0)
     torch.manual_seed(0)
     model, x, y = trained
-    classifier = art_classifier(model, x, 10)
-    x_adv = art_attack(classifier, name, x, y, EPS, max_iter=20, batch_size=60)
+    x_adv = art_attack(model, x, y, EPS, 10, name, max_iter=20, batch_size=60)
     assert_an_attack(model, x, y, x_adv)

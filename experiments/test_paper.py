@@ -7,22 +7,12 @@ import numpy as np
 import pytest
 
 from experiments import claims, paper, records, results
-from experiments.claims import LARGE, MIDDLE, SMALL, Evidence, Place, verdict
-
-TABLE = {row: {"clean": 50.0} for row in ("expert 1", "expert 2", "expert 3", "any")}
-
-
-def evidence(*pairs):
-    return [Evidence(f"place {i}", *pair, "a.json", seeds=3) for i, pair in enumerate(pairs)]
+from experiments.claims import LARGE, MIDDLE, SMALL, Claim, Evidence, Place
+from experiments.fixtures import record_of
 
 
-def run(method, correct, n=3, depth=2, eps=0.1, seed=0, data="digits", **more):
-    """What a file of compare says: of 100 images so many are correct, from the first one on."""
-    bits = {column: "1" * count + "0" * (100 - count) for column, count in correct.items()}
-    settings = {"data_name": data, "depth": depth, "eps": eps, "n": n, "seed": seed}
-    settings["epochs"] = claims.EPOCHS.get(data, 30)
-    record = {"method": method, "settings": settings, "correct": bits, "file": "a.json"}
-    return record | {"table": TABLE} | more
+def run(method, correct, data="digits", **more):
+    return record_of(method, correct, data_name=data, epochs=claims.EPOCHS.get(data, 30), **more)
 
 
 def evidence_of(start, runs):
@@ -52,7 +42,8 @@ def evidence_of(start, runs):
     ],
 )
 def test_a_verdict_follows_from_the_intervals(kind, differences, said):
-    assert verdict(kind, evidence(*differences)) == said
+    evidence = [Evidence("place", *pair, "a.json", seeds=3) for pair in differences]
+    assert Claim(kind, "-", evidence, "").verdict == said
 
 
 def test_a_claim_is_judged_on_the_same_images_and_seeds_alone():
@@ -77,15 +68,16 @@ def test_the_stronger_adp_is_the_rival_on_digits_where_it_was_chosen():
 
 def test_costs_are_those_of_three_experts():
     units = {("soe", 3): 90, ("gal", 3): 90, ("adp", 3): 80, ("more", 3): 60, ("soe", 5): 200}
-    runs = [run(name, {"clean": 50}, M, units=count) for (name, M), count in units.items()]
+    photos = "cifar10-jpeg-10000"
+    runs = [run(name, {"clean": 50}, photos, n=M, units=u) for (name, M), u in units.items()]
     costs = evidence_of("SoE's training costs more", runs)
     assert [e.difference for e in costs] == pytest.approx([0, 12.5, 50])  # gal, adp, more
-    assert verdict("more", costs) == "holds at 2, fails at 1, of 3"  # what is counted is certain
+    assert Claim("more", "-", costs, "").verdict == "holds at 2, fails at 1, of 3"  # no doubt
 
 
 def test_claims_about_depth_are_those_of_table_4():
     clean = {(2, "soe", 3): 60, (2, "plain", 1): 50, (20, "soe", 3): 81, (20, "plain", 1): 80}
-    runs = [run(m, {"clean": c}, n, depth, eps=0) for (depth, m, n), c in clean.items()]
+    runs = [run(m, {"clean": c}, n=n, depth=depth, eps=0) for (depth, m, n), c in clean.items()]
     frame = records.frame(runs)
     evidence = [claim.evidence for claim in claims.judged(frame) if claim.place == "4.4, Table 4"]
     assert [round(one.difference) for (one,) in evidence] == [10, 1, 9]
@@ -95,7 +87,7 @@ def test_claims_about_depth_are_those_of_table_4():
 
 def test_the_experts_of_table_2_are_compared_from_the_best_to_the_worst():
     rows = {"expert 1": 40, "expert 2": 70, "expert 3": 60, "collaboration": 80}
-    clean = {row: "1" * count + "0" * (100 - count) for row, count in rows.items()}
+    clean = {row: f"{'1' * count:0<100}" for row, count in rows.items()}
     runs = [run("soe", {"square": 50, "worst": 40}, clean=clean)]
     for start, difference in (("All experts are", 30), ("Together they", 10)):
         assert evidence_of(start, runs)[0].difference == pytest.approx(difference)
@@ -139,9 +131,9 @@ def test_what_evaluate_measures_elsewhere_is_kept_apart(changed, method, columns
     command = {"queries": 1000, "part": None, "steps": 20} | changed
     model = trained.pop("settings") | {"method": trained.pop("method")}
     model["sigma"] = changed.get("sigma", 1.0)
-    record = {"model": model, "row": "vote", "file": "a.json", "command": command}
-    record["eps"] = {"0.1": trained, "0.2": trained}  # at the eps of training alone
-    counted = claims.counted(records.frame([record]))
+    record = trained | {"model": model, "row": "vote", "command": command}
+    runs = [record | {"eps": eps} for eps in ("0.1", "0.2")]  # at the eps of training alone
+    counted = claims.counted(records.frame(runs))
     assert sorted(counted["column"]) == columns and set(counted["method"]) <= {method}
 
 
@@ -178,8 +170,7 @@ def tiny(monkeypatch):
 
 
 def paper_at(folder, *words):
-    flags = ["--out", str(folder / "runs"), "--results", str(folder / "results")]
-    paper.main([*words, *flags, "--device", "cpu"])
+    paper.main([*words, "--again", "--out", str(folder), "--device", "cpu"])
 
 
 def test_the_dry_run_names_every_run_once_even_in_two_shards_and_writes_nothing(
@@ -201,7 +192,7 @@ def test_the_dry_run_names_every_run_once_even_in_two_shards_and_writes_nothing(
 @pytest.mark.slow
 def test_a_table_is_trained_once_and_printed_with_its_claims(tiny, tmp_path, capsys):
     paper_at(tmp_path, "table4")
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/compare/*.json")}
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("compare/*.json")}
     assert len(files) == 3 and "| digits, ResNet2, without attacks |" in capsys.readouterr().out
     paper_at(tmp_path, "table4")
     output = capsys.readouterr().out
@@ -245,5 +236,19 @@ def test_images_of_other_networks_are_made_once_for_an_eps(tiny, tmp_path, monke
     ],
 )
 def test_what_it_cannot_do_is_one_line(words, message, tmp_path, refused):
-    flags = ["--out", tmp_path / "runs", "--results", tmp_path / "results", "--device", "cpu"]
+    flags = ["--again", "--out", tmp_path / "runs", "--device", "cpu"]
     assert message in refused(paper, *words, *flags)
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "figure1"])
+def test_a_file_is_no_folder_of_results(name, tmp_path, refused):
+    (tmp_path / "file.json").write_text("{}")
+    for words in ([], ["--again"], ["--dry-run"]):
+        assert "file.json" in refused(paper, name, "--out", tmp_path / "file.json", *words)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '{"method": "soe"}', '{"eps": {"0.1": {}}}'])
+def test_a_result_of_another_shape_is_one_line(content, tiny, tmp_path, refused):
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "odd.json").write_text(content)
+    assert "odd.json is damaged, or no result" in refused(paper, "table1", "--out", tmp_path)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 import data
 from baselines.methods import METHODS, units_of_a_batch
 from experiments import figures, intervals, records, results, scaling, subset
-from experiments.fixtures import arrays
+from experiments.fixtures import arrays, record_of
 from support import files
 
 
@@ -25,9 +26,9 @@ def test_the_tables_of_the_texts_are_those_of_the_json_files(path):
 def folder(tmp_path, monkeypatch):
     """An empty folder in the place of results/."""
     monkeypatch.setattr(records, "RESULTS", tmp_path)
-    records.stored.cache_clear()
+    records.lines.cache_clear()
     yield tmp_path
-    records.stored.cache_clear()
+    records.lines.cache_clear()
 
 
 def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(folder, monkeypatch):
@@ -43,49 +44,80 @@ def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(fold
 
 
 def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
-    for content in ('{"method": "soe"}', "[1]"):
+    for content in ('{"method": "soe"}', "[1]", "5", "", '{"eps": {"0.1": {}}}'):
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(files.FileError, match="a.json"):
             records.read(tmp_path / "a.json")
 
 
+LIES = [None, "", "3", "x", -1, 0, 1.5, math.nan, 10**12, [], [1], {}, {"x": 1}, True]
+
+
+def test_a_result_with_a_lie_in_it_is_refused_in_one_line_or_makes_a_table(tmp_path):
+    """Of a run, or of a model attacked at two eps: a value replaced by another, or left out."""
+    rng, path, refused = random.Random(0), tmp_path / "lie.json", 0
+    run = record_of("soe", {"clean": 90, "pgd": 40, "worst": 40})
+    model = {"model": run["settings"] | {"method": "soe"}, "command": {"part": None}}
+    of_eps = {key: run[key] for key in ("table", "correct", "specialisation", "decided")}
+    for case in range(500):
+        content = json.loads(json.dumps(rng.choice([run, model | {"eps": {"0.1": of_eps}}])))
+        part = content
+        while True:
+            key = rng.choice(list(part))
+            if not (isinstance(part[key], dict) and part[key] and rng.random() < 0.7):
+                break
+            part = part[key]
+        part[key] = rng.choice(LIES)
+        if rng.random() < 0.2:
+            del part[key]
+        path.write_text(json.dumps(content))
+        try:
+            runs = records.frame(records.read(path))
+            if "method" in content:
+                ((_, of_title),) = records.by_title(runs)
+                results.comparison(of_title)
+        except ValueError as error:
+            assert "\n" not in str(error), case
+            refused += 1
+    assert refused > 50
+
+
 def test_records_keep_what_a_file_says_to_the_last_bit(folder, tmp_path_factory):
     """A run of compare, and a model that evaluate attacked at two eps."""
-    run = result("soe", 0, {"clean": "0110" * 5, "worst": "00000000"})
+    run, new = (
+        record_of("soe", {"clean": "0110" * 5, "worst": "0" * 20}),
+        tmp_path_factory.mktemp("new"),
+    )
     of_eps = {key: run[key] for key in ("table", "correct", "specialisation")}
-    model = dict.fromkeys(("command", "row", "model", "versions", "device"), {"seed": 1 / 3})
-    attacked = model | {"images": [3, 1], "eps": {"0.1": of_eps, "0.2": of_eps | {"doubts": ["?"]}}}
-    new, kept = tmp_path_factory.mktemp("runs"), {"run.json": run, "attacked.json": attacked}
-    for name, content in kept.items():
-        (new / name).write_text(json.dumps(content))
+    model = {"command": {"part": None}, "model": run["settings"] | {"method": "soe"}}
+    results = {"0.1": of_eps, "0.2": of_eps | {"doubts": ["?"]}}
+    (new / "run.json").write_text(json.dumps(run))
+    (new / "attacked.json").write_text(json.dumps(model | {"images": [3, 1], "eps": results}))
     assert records.append(sorted(new.iterdir()), "set") == 3
-    found = {of.pop("name"): of for of in records.matching("set/*.json")}
-    assert [found[f"set/{name}"].pop("file")[-8:] for name in sorted(kept)] == ["jsonl#L1"] * 2
-    assert found["set/run.json"] == run
-    assert found["set/attacked.json"] == {k: v for k, v in attacked.items() if k != "images"}
-    with pytest.raises(ValueError, match="set/run.json is stored already"):
-        records.append([new / "run.json"], "set")
-    with pytest.raises(ValueError, match="set-2/run.json is stored already"):  # twice in one call
-        records.append([new / "run.json"] * 2, "set-2")
+    *of_model, stored = records.matching("set/*.json")
+    assert stored == run | {"name": "set/run.json", "file": "results/runs.jsonl#L1"}
+    for number, (record, (eps, result)) in enumerate(zip(of_model, results.items()), 1):
+        where = {"name": "set/attacked.json", "file": f"results/attacks.jsonl#L{number}"}
+        assert record == model | {"eps": eps} | result | where
+    for name, twice in {"set": 1, "set-2": 2}.items():  # stored already; twice in one call
+        with pytest.raises(ValueError, match=f"{name}/run.json is stored already"):
+            records.append([new / "run.json"] * twice, name)
 
 
 def test_records_are_found_by_name_as_files_are(folder, tmp_path_factory):
     new = tmp_path_factory.mktemp("runs")
     for name in ("b-1", "a-1", "a-2"):
-        (new / f"{name}.json").write_text(json.dumps(result(name, 0, {"worst": "1"})))
+        (new / f"{name}.json").write_text(json.dumps(record_of(name, {"worst": 1})))
     records.append([new / "b-1.json", new / "a-1.json"], "set")
     records.append([new / "a-2.json"], "set-2")
     (folder / "alone.json").write_text("{}")
-    named = {
-        pattern: [of.get("method", "-") for of in records.matching(pattern)]
-        for pattern in ("set/*.json", "*/a-*.json", "*.json", "none/*.json")
-    }
-    assert named == {
+    for pattern, methods in {
         "set/*.json": ["a-1", "b-1"],
         "*/a-*.json": ["a-1", "a-2"],
-        "*.json": ["-"],
+        "*.json": [None],
         "none/*.json": [],
-    }
+    }.items():
+        assert [record.get("method") for record in records.matching(pattern)] == methods
 
 
 def test_the_pictures_are_drawn_from_the_same_files():
@@ -118,28 +150,6 @@ def test_a_paired_difference_counts_the_seeds_too():
     assert agreed < 3
 
 
-def result(method, seed, correct, adaptive=True):
-    """What experiments.compare writes, as far as a table reads it."""
-    cells = {column: 100 * images.count("1") / len(images) for column, images in correct.items()}
-    share = {"disagree": {"images": 4, "answering": 50.0, "best fixed": 25.0, "any": 75.0}}
-    return {
-        "method": method,
-        "units": 1000,
-        "row": "model",
-        "settings": {"data_name": "d", "n": 1, "depth": 2, "eps": 0.1, "epochs": 1, "seed": seed},
-        "evaluation": {"attack": ["pgd", "adaptive"]},
-        "table": {"model": cells, "expert 1": {"clean": 10.0}, "any": {"clean": 90.0}},
-        "decided": {"pgd": {"took": 2, "alone": 1}},
-        "doubts": [],
-        "correct": correct,
-        "specialisation": {"clean": share | {"answers": [[100.0, 50.0]]}} if adaptive else {},
-    }
-
-
-def frame(runs):
-    return records.frame(run | {"file": "a.json"} for run in runs)
-
-
 def rows(table):
     return [line[2:-2].split(" | ") for line in table.splitlines() if "---" not in line]
 
@@ -147,13 +157,13 @@ def rows(table):
 def test_a_comparison_shows_means_deviations_and_paired_differences():
     all_, half = "1" * 8, "11110000"
     runs = [
-        result("soe", seed, {"clean": all_, "pgd": pgd, "adaptive": half, "worst": half})
+        record_of("soe", {"clean": all_, "pgd": pgd, "adaptive": half, "worst": half}, seed=seed)
         for seed, pgd in enumerate((all_, half))
     ]
-    rival = {"clean": half, "pgd": half, "worst": half}
-    runs += [result("plain", seed, rival, adaptive=False) for seed in (0, 1)]
-    ((title, of_title),) = records.by_title(frame(reversed(runs)))
-    assert title == "d, 1 x ResNet2, eps 0.1"
+    rival, nobody = {"clean": half, "pgd": half, "worst": half}, {"specialisation": {}}
+    runs += [record_of("plain", rival, seed=seed, **nobody) for seed in (0, 1)]
+    ((title, of_title),) = records.by_title(records.frame(reversed(runs)))
+    assert title == "digits, 3 x ResNet2, eps 0.1"
     head, soe, plain = rows(results.comparison(of_title))
     deviation = f"75.0 ± {50 / math.sqrt(2):.1f}"
     assert soe[3] == deviation and soe[-3:] == ["-", "10.0 ± 0.0", "90.0 ± 0.0"]
@@ -166,14 +176,13 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
 
 def test_a_run_that_two_records_tell_of_is_refused():
     with pytest.raises(ValueError, match="a.json measured what another record did"):
-        records.measurements(frame([result("soe", 0, {"worst": "1"})] * 2))
+        records.measurements(records.frame([record_of("soe", {"worst": 1})] * 2))
 
 
 def test_the_folds_of_a_data_set_are_one_table():
-    runs = [result("soe", seed, {"clean": "1100", "worst": "1000"}) for seed in (1, 2)]
-    for run in runs:
-        run["settings"]["data_name"] = f"d-fold{run['settings']['seed']}"
-    ((title, of_title),) = records.by_title(frame(runs))
+    folds = [{"data_name": f"d-fold{i}", "seed": i} for i in (1, 2)]
+    runs = records.frame(record_of("soe", {"clean": 2, "worst": 1}, **fold) for fold in folds)
+    ((title, of_title),) = records.by_title(runs)
     assert title.startswith("d-folds, ") and of_title["seed"].tolist() == [1, 2]
 
 
@@ -182,36 +191,16 @@ def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(folder
     attacked = []
     for method, before, now in (("plain", "1100", "10001111"), ("soft", "1110", "11101111")):
         for seed in (0, 1):
-            run, name = result(method, seed, {"worst": before}), f"{method}-{seed}.json"
+            run, name = record_of(method, {"worst": before}, seed=seed), f"{method}-{seed}.json"
             (folder / "photos" / name).write_text(json.dumps(run))
-            of_eps = {"table": run["table"], "correct": {"clean": "1" * 8, "worst": now}}
-            model = {"name": name, "model": run["settings"] | {"method": method}}
-            attacked.append(model | {"command": {"part": None}, "eps": {"0.1": of_eps}})
-    columns, first, second, difference = rows(results.stronger(frame(attacked)))
+            model = run.pop("settings") | {"method": run.pop("method")}
+            evaluated = {"correct": {"clean": "1" * 8, "worst": now}, "command": {"part": None}}
+            attacked.append(run | evaluated | {"name": name, "model": model, "eps": "0.1"})
+    columns, first, second, difference = rows(results.stronger(records.frame(attacked)))
     shown = ["worst, on these", "by the weaker attacks", "on the others"]
     assert columns == ["", "clean", "worst", *shown] and first[0] == "plain"
     assert second == ["soft", *(f"{v:.1f} ± 0.0" for v in (100, 87.5, 75, 75, 100))]
     assert [cell.split()[0] for cell in difference[2:]] == ["+25.0", "+50.0", "+25.0", "+0.0"]
-
-
-def test_the_plane_and_the_fronts_put_each_run_in_its_place():
-    def run(method, worst, **settings):
-        plain = result(method, 0, {"clean": "1100", "worst": worst})
-        return plain | {"settings": plain["settings"] | {"lr": 0.1} | settings}
-
-    runs = [
-        run("soe --sigma 0.3", "1000", sigma=0.3),
-        run("soft-synergy", "1110", sigma=1.0, temperature=1.0, clean_weight=1.0),
-        run("soft-synergy --lr 0.3", "1111", sigma=1.0, temperature=1.0, lr=0.3),
-        run("plain-together", "0000"),
-        run("plain-together --clean-weight 0.5", "1100", clean_weight=0.5),
-    ]
-    plane = figures.sigma_and_T(frame(runs), {"d": 0.1})
-    worst, infinity = plane.set_index(["sigma", "T"])["worst"].to_dict(), (math.inf, math.inf)
-    assert worst == {(0.3, 0.0): 25.0, (1.0, 1.0): 75.0, infinity: 0.0}
-    fronts = figures.fronts(frame(runs))
-    together = fronts.query("line == 'plain-together'").set_index("W")["worst"].to_dict()
-    assert together == {1: 0.0, 0.5: 50.0} and fronts["line"].nunique() == 4
 
 
 def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path, refused):
@@ -252,7 +241,7 @@ def test_over_all_folds_each_image_is_a_test_image_once(tmp_path, refused):
 def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refused):
     small = {"n": 1, "batch_size": 4, "depth": 8, "steps": 1}
     monkeypatch.setitem(scaling.BASE, "cpu", small)
-    monkeypatch.setattr(scaling, "AXES", {"n": (1, 2)})
+    monkeypatch.setattr(scaling, "AXES", {"n": ("M, experts", (1, 2))})
     flags = ["--repeats", "1", "--device", "cpu", "--out", str(tmp_path / "scaling.png")]
     scaling.main(flags)
     table = json.loads((tmp_path / "scaling.json").read_text())["tables"]["M, experts"]
@@ -266,7 +255,8 @@ def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refuse
 
 @pytest.mark.parametrize("M, S", [(1, 1), (2, 1), (3, 4)])
 def test_predicted_units_are_those_that_a_step_costs(M, S):
+    point = {"n": M, "steps": S, "batch_size": 1, "depth": 3}
     counted = units_of_a_batch(METHODS["soe"], M, S)
-    assert counted == {stage: scaling.units(stage, M, S, gathered=False) for stage in (1, 2)}
-    saved = counted[2] - scaling.units(2, M, S, gathered=True)
+    assert counted == {stage: scaling.cost(stage, point, gathered=False) for stage in (1, 2)}
+    saved = counted[2] - scaling.cost(2, point, gathered=True)
     assert saved == (S * (M - 2) if M > 1 else 0)  # backward passes of all but who answers

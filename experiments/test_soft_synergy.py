@@ -120,11 +120,3 @@ def test_an_soe_is_evaluated_at_a_temperature(whole, tmp_path, capsys, refused):
     evaluate.main([*flags, "--steps", "1", "--images", "20"])
     assert "mixture" in capsys.readouterr().out
     assert "E heads" in refused(evaluate, *flags, "--part", "vote")
-
-
-def test_all_its_experts_are_asked_where_a_collaboration_asks_one():
-    """speed.gather leaves it alone: it pays for images of 32 x 32 that ask for gradients."""
-    model = SoftCollaboration([ResNet(2, 1, 4, 32) for _ in range(3)], T=2.0).eval()
-    x = torch.rand(4, 1, 32, 32, requires_grad=True)
-    before = model(x)
-    assert torch.equal(model(x), before)

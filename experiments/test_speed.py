@@ -78,44 +78,30 @@ def test_a_compiled_step_is_the_plain_step(name):
     torch.testing.assert_close(fast, plainly, rtol=1e-3, atol=1e-5)
 
 
-@pytest.fixture
-def quickly_compiled(monkeypatch):
-    """Traced as for torch.compile, but no code is made; the counters start at 0."""
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILABLE)
+def test_nothing_is_compiled_again_in_later_steps(name, monkeypatch):
+    """Nor between two epochs, by an evaluation; and PyTorch's settings are as before. It is traced
+    as for torch.compile, but no code is made."""
     tracing = partial(speed.compiled, backend="aot_eager", options=None)
     monkeypatch.setattr(speed, "compiled", tracing)
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    yield torch._dynamo.utils.counters["stats"]
-    torch.compiler.reset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("heads", [True, False])
-def test_all_experts_share_three_graphs(quickly_compiled, monkeypatch, heads):
-    """The attack's, in eval mode, and those that learn from B and from M B images."""
-    monkeypatch.setitem(speed.SWITCHES, "heads", heads)
-    after_steps("soe stage 1", compile=True)
-    assert quickly_compiled["unique_graphs"] == 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILABLE)
-def test_nothing_is_compiled_again_in_later_steps(quickly_compiled, name):
-    """Nor between two epochs, by an evaluation; and PyTorch's settings are as before."""
-    limit = torch._dynamo.config.recompile_limit
+    limit, counts = torch._dynamo.config.recompile_limit, torch._dynamo.utils.counters["stats"]
     model, loss, settings = a_model(name, compile=True)
     step = bench_step.our_step(loss, model, settings)
     *first, fourth, fifth = batches(5)
     for batch in first:
         step(*batch)
-    assert 0 < (made := quickly_compiled["unique_graphs"]) <= 3
+    assert 0 < (made := counts["unique_graphs"]) <= 3
     with torch.compiler.set_stance("fail_on_recompile"):
         step(*fourth)
         runs.by_expert(model, (255 * fourth[0][:7]).byte(), fourth[1][:7])
         step(*fifth)
-    assert quickly_compiled["unique_graphs"] == made
+    assert counts["unique_graphs"] == made
     assert torch._dynamo.config.recompile_limit == limit
     assert not {"forward", "features"} & set(vars(model.experts[0]))
+    torch.compiler.reset()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def network():
 def test_sgm_and_di2_without_their_trick_are_momentum_pgd(attack, neutral, strong, network):
     def made(attack, **trick):
         torch.manual_seed(1)
-        return attack(*network, 0.05, cross_entropy, 4, **trick)
+        return attack(*network, eps=0.05, loss=cross_entropy, steps=4, **trick)
 
     expected = made(transfer_set.mpgd)
     assert torch.equal(made(attack, **neutral), expected)

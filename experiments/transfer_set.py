@@ -63,12 +63,10 @@ def decayed_residuals(model: nn.Module, gamma: float):
             handle.remove()
 
 
-def sgm(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, loss: Loss, steps: int, gamma: float = 0.2
-) -> Tensor:
+def sgm(model: nn.Module, x: Tensor, y: Tensor, gamma: float = 0.2, **how) -> Tensor:
     """Skip Gradient Method, Wu et al., ICLR 2020: more gradient from the skip connections."""
     with decayed_residuals(model, gamma):
-        return mpgd(model, x, y, eps, loss, steps)
+        return mpgd(model, x, y, **how)
 
 
 def diversify(x: Tensor, probability: float, least: float = 0.9) -> Tensor:
@@ -85,17 +83,9 @@ def diversify(x: Tensor, probability: float, least: float = 0.9) -> Tensor:
     return F.pad(small, (left, width - w - left, top, height - h - top))
 
 
-def di2(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    loss: Loss,
-    steps: int,
-    probability: float = 0.5,
-) -> Tensor:
+def di2(model: nn.Module, x: Tensor, y: Tensor, probability: float = 0.5, **how) -> Tensor:
     """M-DI2-FGSM, Xie et al., CVPR 2019: each step sees a randomly resized image, or the image."""
-    return mpgd(lambda z: model(diversify(z, probability)), x, y, eps, loss, steps)
+    return mpgd(lambda z: model(diversify(z, probability)), x, y, **how)
 
 
 def surrogate(dataset: data.Data, size: int, args: Namespace) -> nn.Module:
@@ -141,23 +131,20 @@ def load_transfer(
         with np.load(path, allow_pickle=False) as file:
             images, indices, in_3 = (torch.from_numpy(file[k]) for k in ARRAYS)
             checksum, data_name, eps = (file[key].item() for key in ("checksum", "data", "eps"))
+        if checksum == dataset.checksum:
+            if (indices < 0).any() or len(indices.unique()) < len(indices):
+                raise ValueError("its indices are not those of test images")
+            x = dataset.x_test[indices].float() / 255
+            if not ((images - x).abs() <= eps + 1e-6).all() or images.min() < 0 or images.max() > 1:
+                raise ValueError("images lie outside the ball, or are NaN")
     if checksum != dataset.checksum:
         raise ValueError(f"{path} was made for {data_name}, not for {dataset.name}: make another")
     if any(abs(radius - eps) > 1e-9 for radius in radii):
         raise ValueError(f"{path} was made at eps {eps:g}: give --eps {eps:g}")
     if count is not None and count > len(indices):
         raise ValueError(f"--images is {count}: {path} has {len(indices)} images")
-    with files.reading(path, "file of experiments/transfer_set.py"):
-        if (indices < 0).any() or len(indices.unique()) < len(indices):
-            raise ValueError("its indices are not those of test images")
-        x = dataset.x_test[indices].float() / 255
-        if not ((images - x).abs() <= eps + 1e-6).all() or images.min() < 0 or images.max() > 1:
-            raise ValueError("images lie outside the ball, or are NaN")
-    images, indices = images[:, :count], indices[:count]
-    variants = {"transfer3": images[in_3]}
-    if len(images) == 30:
-        variants["transfer30"] = images
-    return indices, variants
+    images = images[:, :count]
+    return indices[:count], {"transfer3": images[in_3], "transfer30": images}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -189,18 +176,11 @@ def run(args: Namespace) -> None:
         correct = model.combine(*ask_experts(model, x)).argmax(-1) == y
         print(f"surrogate of {size}: clean accuracy {percent(correct):.1f} %")
     names, images = make_variants(models, x, y, args.eps, args.steps, args.seed)
+    in_3 = [name in {f"3 ce {method}" for method in METHODS[:3]} for name in names]
+    content = {"images": images.numpy(), "indices": chosen.numpy(), "in_3": np.array(in_3)}
+    content |= {"checksum": dataset.checksum, "data": dataset.name, "eps": args.eps}
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        images=images.numpy(),
-        indices=chosen.numpy(),
-        in_3=np.array([name in {f"3 ce {method}" for method in METHODS[:3]} for name in names]),
-        variants=np.array(names),
-        labels=y.cpu().numpy(),
-        checksum=dataset.checksum,
-        data=dataset.name,
-        eps=args.eps,
-    )
+    np.savez(buffer, **content, variants=np.array(names))
     files.write(out, buffer.getvalue())
     print(f"wrote {out}: {len(names)} variants of {len(x)} images at eps {args.eps:g}")
 
