@@ -105,7 +105,7 @@ BAD_DATA = {
     "length": ({"y_train": np.arange(39) % 4}, "one integer for each of 40"),
     "float labels": ({"y_train": np.zeros(40)}, "one integer"),
     "one class": ({"y_train": np.zeros(40, int)}, "at least two"),
-    "a gap": ({"y_train": np.arange(40) % 4 * 2}, "out of range"),
+    "a gap": ({"y_train": np.arange(40) % 4 * 2}, "no image of class 1"),
     "negative": ({"y_test": np.arange(40) % 4 - 1}, "out of range"),
     "unknown class": ({"y_test": np.arange(40) % 5}, "out of range"),
     "objects": ({"y_test": np.array([{}] * 40)}, "Object arrays cannot be loaded"),
@@ -273,7 +273,7 @@ def test_a_folder_that_has_changed_is_other_data(refused):
 
 BROKEN = {
     "1 of the 40 files cannot be read": lambda: Path("pets/train/cat/3.png").write_text("none"),
-    "one class, dog": lambda: shutil.rmtree("pets/train/cat"),
+    "classes dog: it must have two": lambda: shutil.rmtree("pets/train/cat"),
     "classes that train lacks: fox": lambda: Path("pets/test/dog").rename("pets/test/fox"),
     "only one of the folders train and test": lambda: shutil.rmtree("pets/test"),
     "eel": lambda: Path("pets/train/eel").mkdir(),
@@ -290,7 +290,7 @@ def test_a_wrong_folder_is_refused_in_one_line(message, refused):
 
 def test_a_class_of_one_image_is_refused(refused):
     a_folder("pets", parts=(), count=1)
-    assert "a class has one image" in refused(train_collab, "--data", "pets")
+    assert "class cat has one image" in refused(train_collab, "--data", "pets")
 
 
 @pytest.mark.parametrize(
