@@ -122,12 +122,14 @@ def test_a_file_is_written_whole_or_not_at_all(fault, call, before, monkeypatch)
 def test_a_new_file_s_name_is_taken_at_once_and_given_back_if_nothing_is_written():
     path = Path("new.png")
     files.check_new(path, ".png", "--save")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="another process is working in new.png"):
         files.check_new(path, ".png", "--save")
     assert files.new(Path(), "new", ".png") == Path("new-2.png")
     files.write(path, b"content")
-    files.give_up_claims()
+    files.unlock()
     assert os.listdir() == ["new.png"]
+    with pytest.raises(ValueError, match="is there already"):
+        files.check_new(path, ".png", "--save")
 
 
 def test_a_number_is_free_only_where_every_ending_is():

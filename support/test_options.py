@@ -37,7 +37,7 @@ BAD_FLAGS = {
     "--seed -1": "at least 0",
     "--depth 10": "nearest is 8 or 14",
     "--depth 0": "it must be 6n + 2",
-    "--data mnist": "digits, cifar10, a FILE.npz or a folder",
+    "--data mnist": "digits, cifar10, cifar100, a FILE.npz or a folder",
     "--device tpu": "no device 'tpu': this machine has",
     "--device hpu": "this machine has",
     "--device meta": "this machine has",
@@ -184,8 +184,7 @@ def test_every_option_that_a_text_names_exists(text):
     added = re.compile(r'add(?:_argument)?\(\s*"(--[a-z][a-z0-9-]*)"')
     known = {name for source in sources for name in added.findall(source)}
     for method in compare.METHODS.values():
-        names = options.kinds(method.settings)
-        known |= {"--" + name.strip("_").replace("_", "-") for name in names}
+        known |= set(map(options.flag, options.kinds(method.settings)))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", (ROOT / text).read_text()))
     named = {"--" + name.removeprefix("--").removeprefix("no-") for name in named}
     assert len(known) > 30 and named - OTHERS <= known
