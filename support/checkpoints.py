@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from support import files, options, ranks
 from support.options import RunSettings
@@ -24,9 +25,11 @@ SETTINGS |= {"image_shape": options.several(partial(options.count, most=10_000))
 SETTINGS |= {"stage_epochs": dict, "steps_per_epoch": options.count, "data_checksum": int}
 SETTINGS |= {"class_names": list, "ground": options.share} | options.kinds(RunSettings)
 NOT_GIVEN = options.not_given(RunSettings) - {"precision"} | {"class_names", "ground"}
-ENTRY = {"stage": (1, 2), "epoch": options.count, "loss": options.finite}  # an epoch's
-ENTRY |= {"accuracy": options.percent, "robust": options.percent}
-ENTRY |= dict.fromkeys(("best", "answered"), options.several(options.percent))
+# Of each epoch; older versions have less.
+ENTRY = {"stage": (1, 2), "epoch": options.count, "loss": options.finite}
+ENTRY |= {"accuracy": options.percent, "best": options.several(options.percent)}
+LATER = {"robust": options.percent, "answered": options.several(options.percent)}
+LATER |= {"lr": options.positive, "seconds": options.not_negative, "device": str}
 
 
 def save(path: Path, checkpoint: dict | list) -> None:
@@ -100,7 +103,7 @@ def check(checkpoint: dict) -> None:
         raise ValueError(f"its setting stage_epochs is {stages!r:.40}, which cannot be")
     plan = (stage for stage in sorted(stages) for _ in range(stages[stage]))
     for number, entry in enumerate(history, 1):
-        options.check_values(entry, ENTRY, "epoch's", {"robust", "answered"})
+        options.check_values(entry, ENTRY | LATER, "epoch's", LATER)
         shares = {len(entry[name]) for name in ("best", "answered") if name in entry}
         place = entry["stage"], entry["epoch"], entry.keys(), shares
         if place != (next(plan, 0), number, history[0].keys(), {n}):
@@ -173,6 +176,24 @@ def load_weights(model: nn.Module, checkpoint: dict) -> None:
         misfit = "these weights do not fit the network in models.py"
         raise ValueError(f"{misfit}; was it changed since this run?")
     model.load_state_dict(checkpoint["model"])
+
+
+def load_optimizer(optimizer: Optimizer, checkpoint: dict) -> None:
+    """Momentum, or Adam's moments; the rest follows from the settings. Raises an error where they
+    do not fit."""
+    state, ours = checkpoint["optimizer"]["state"], optimizer.state_dict()
+    (group,) = optimizer.param_groups
+    wanted = {"step", "exp_avg", "exp_avg_sq"} if "betas" in group else {"momentum_buffer"}
+    for i, values in state.items():
+        weight = group["params"][i]
+        fits = [v.dtype == weight.dtype and v.shape in ((), weight.shape) for v in values.values()]
+        if set(values) != wanted or not all(fits):
+            raise ValueError("its optimizer is not that of its settings")
+    if not state or not all(
+        v.isfinite().all() for values in state.values() for v in values.values()
+    ):
+        raise ValueError("its optimizer has lost its momentum")
+    optimizer.load_state_dict(ours | {"state": state})
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

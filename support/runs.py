@@ -157,10 +157,10 @@ class Run:
         self.done = sum(entry["stage"] == stage for entry in self.history)
         if 0 < self.done < self.total:
             with files.reading(self.out / "model.pt", "checkpoint"):
-                optimizer.load_state_dict(self.checkpoint["optimizer"])
-                if self.checkpoint["scheduler"]["last_epoch"] != self.done:
-                    raise ValueError("its learning rate is that of another epoch")
-                scheduler.load_state_dict(self.checkpoint["scheduler"])
+                checkpoints.load_optimizer(optimizer, self.checkpoint)
+            for _ in range(self.done):  # the rate follows from the settings
+                optimizer.step()  # without gradients nothing moves
+                scheduler.step()
         elif self.total and not self.done:
             self.save("model.pt")
         quiet = True if ranks.rank() else None  # None: where stderr is no terminal

@@ -1,12 +1,19 @@
-"""Damaged files: each is refused in one line that names it, or read correctly.
+"""Faults: each ends in one line that says what is wrong, or changes nothing.
 
-The faults are random and always the same: a bit turned round, some bytes written over, a part that
-is missing or there twice, an end cut off.
+The faults are random and always the same: bytes of files, parts of a checkpoint, words of a command
+line. Moments at which a process is killed, and what a folder or an environment may hold, are listed.
 """
 
+import copy
 import json
+import os
 import random
+import re
 import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +23,19 @@ from PIL import Image
 import data
 import infer
 import train_collab
-from data.images import read_image
-from experiments import records
-from experiments.fixtures import arrays, change_checkpoint
+import train_submodel
+import xor_demo
+from baselines import adp, plain
+from data.images import open_image, read_image
+from experiments import compare, evaluate, paper, records, transfer_set
+from experiments.fixtures import arrays, change_checkpoint, stop_training
+from support import checkpoints, files, options, pictures, runs
 
 CASES = 120  # of each kind
+ROOT = Path(__file__).parent.parent
+
+
+# ------------------------------------------------------------------------------- bytes of a file
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -84,37 +99,123 @@ def test_a_damaged_file_is_refused_in_one_line_or_read_correctly(kind, whole, tm
     assert refused > CASES / 3
 
 
-@pytest.mark.parametrize(
-    "lie",
-    [
-        {"history": None},
-        {"history": [{"stage": 7}]},
-        {"history": [{"epoch": 1}]},
-        {"rng": {}, "model": {}},
-        {"rng": {}},
-        {"optimizer": {"state": {}}},
-        {"optimizer": None},
-        {"scheduler": {"last_epoch": "two"}},
-    ],
-    ids=str,
-)
-def test_a_checkpoint_that_cannot_be_resumed_is_refused(lie, whole, tmp_path, refused):
-    (tmp_path / "run").mkdir()
-    history = torch.load(whole / "model.pt", weights_only=True)["history"][:2]
-    change_checkpoint(whole, tmp_path / "run" / "model.pt", **{"history": history} | lie)
-    assert "run/model.pt is damaged" in refused(train_collab, "--resume", tmp_path / "run")
+# --------------------------------------------------------------------------- parts of a checkpoint
+
+LIES = ["", "3", -1, 0, 10**12, 1.5, 2.0, float("nan"), float("inf"), None, [], {}, [1, 2, 3], True]
+LIES += [{1: 2}, {3: 4}, {1: -1, 2: 5}, {"momentum": 0.0}, "22", "adp", torch.zeros(2), b"x", (1,)]
 
 
-def test_random_lies_in_the_settings_are_refused_or_change_nothing(whole, tmp_path):
-    rng, expected = random.Random(0), weights(whole)
-    settings = torch.load(whole / "model.pt", weights_only=True)["settings"]
-    lies = ["", "3", -1, 0, 10**12, 1.5, float("nan"), float("inf"), None, [], {}, [1, 2, 3], True]
+def places(value, above=()):
+    """Every (container, key) within a checkpoint."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in list(items):
+        yield value, key
+        if isinstance(item, dict | list):
+            yield from places(item)
+
+
+def lie(checkpoint: dict, rng: random.Random) -> None:
+    """Changes one thing somewhere: a lie in its place, another type, two that change places."""
+    parts = [part for part in checkpoint.values() if isinstance(part, dict | list)]
+    parts = list(places(rng.choice(parts)))
+    (container, key), (other, its) = rng.choice(parts), rng.choice(parts)
+    value = container[key]
+    if isinstance(value, torch.Tensor) and rng.random() < 0.7:
+        types = (torch.int8, torch.bool, torch.half, torch.complex64, torch.float64)
+        changed = [value.to(rng.choice(types)), value - 1, value[None], value * torch.nan]
+        container[key] = rng.choice(changed)
+    elif rng.random() < 0.2:
+        container[key], other[its] = other[its], value
+    elif rng.random() < 0.2 and isinstance(container, dict):
+        del container[key]
+    else:
+        container[key] = rng.choice(LIES)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was stopped after the first epoch."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    stop_training(folder, epoch=1)
+    return folder
+
+
+def resumed(folder: Path, capsys) -> str | None:
+    """The line with which --resume refuses; None where it would train."""
+    with pytest.raises(SystemExit) as end:
+        train_collab.main(["--resume", str(folder), "--device", "cpu"])
+    error = capsys.readouterr().err
+    if end.value.code == 77:
+        return None
+    assert end.value.code == 2 and error.count("error: ") == 1 and "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("digest", ["kept", "of the lies", "none"])
+def test_a_checkpoint_that_lies_is_refused_in_one_line(digest, stopped, monkeypatch, capsys):
+    """Always, by its digest; where that is right or missing, `infer` and --resume end well."""
+    Path("run").mkdir()
+    rng, true = random.Random(digest), checkpoints.load(stopped)
+    monkeypatch.setattr(runs.Run, "epochs", lambda *_: sys.exit(77))  # where training would start
+    refusals = 0
     for case in range(CASES):
-        name = rng.choice(sorted(settings))
-        change_checkpoint(whole, tmp_path / "model.pt", {name: rng.choice(lies)})
-        try:
-            result = weights(tmp_path)
-        except ValueError as error:
-            assert str(tmp_path) in str(error) and "\n" not in str(error), (case, name)
+        checkpoint = copy.deepcopy(true)
+        while checkpoints.digest(checkpoint) == true["digest"]:
+            lie({name: checkpoint[name] for name in true if name not in ("digest", "epoch")}, rng)
+        if digest == "none":
+            del checkpoint["digest"]
+        if digest == "of the lies":
+            checkpoints.save(Path("run/model.pt"), checkpoint)
         else:
-            assert all(map(torch.equal, result, expected)), (case, name)
+            torch.save(checkpoint, "run/model.pt")
+        error = resumed(Path("run"), capsys)
+        refusals += error is not None
+        try:
+            infer.load("run")
+        except ValueError as message:
+            assert "run/model.pt is damaged" in str(message) and "\n" not in str(message), case
+        else:
+            assert digest != "kept", case
+        assert os.listdir("run") == ["model.pt"], case
+    assert refusals == CASES if digest == "kept" else refusals > CASES / 2
+
+
+# ------------------------------------------------------------------------ words of a command line
+
+SCRIPTS = [train_collab, train_submodel, adp, plain, infer, evaluate, xor_demo]
+VALUES = [
+    "0",
+    "-1",
+    "3",
+    "1e400",
+    "8//255",
+    "nan",
+    "",
+    " ",
+    "--",
+    "none",
+    "Ä",
+    "²",
+    "o\udcff",
+    "1/0",
+]
+
+
+def work(*_):
+    """Stands for what a script does once its command line is understood."""
+    raise ValueError("nothing was wrong")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_random_command_line_is_refused_in_one_line(script, monkeypatch, refused, capsys):
+    monkeypatch.setattr(runs, "Run", work)
+    monkeypatch.setattr(xor_demo, "xor_samples", work)
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    flags = sorted(set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"})
+    rng = random.Random(script.__name__)
+    for _ in range(CASES // 2):
+        words = rng.choices([*flags, "--experts", "--dataset", "-x", "--"], k=rng.randrange(1, 4))
+        words = [rng.choice((word, f"{word}=", f"{word}={rng.choice(VALUES)}")) for word in words]
+        refused(script, *words, *rng.sample(VALUES, rng.randrange(3)))
+    assert os.listdir() == []
