@@ -101,7 +101,7 @@ def _images(path: Path, files: list[Path], size: int) -> np.ndarray:
     visible = (p for p in path.rglob("*") if not re.search(IGNORED, f"/{p.relative_to(path)}"))
     endings = Counter(p.suffix or "no ending" for p in visible if p.is_file() and p not in known)
     if endings:
-        kinds = ", ".join(f"{ending} {count}" for ending, count in endings.most_common())
+        kinds = ", ".join(f"{ending} {endings[ending]}" for ending in sorted(endings))
         print(f"{path}: {endings.total()} files are not used: {kinds}")
     x = np.stack(images)
     return x[..., :1] if grey else x

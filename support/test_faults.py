@@ -1,7 +1,7 @@
 """Faults: each ends in one line that says what is wrong, or changes nothing.
 
 The faults are random and always the same: bytes of files, parts of a checkpoint, words of a command
-line. Moments at which a process is killed, and what a folder or an environment may hold, are listed.
+line. What a killed process leaves, and what an environment holds, is listed.
 """
 
 import copy
@@ -27,12 +27,17 @@ import train_submodel
 import xor_demo
 from baselines import adp, plain
 from data.images import open_image, read_image
-from experiments import compare, evaluate, paper, records, transfer_set
-from experiments.fixtures import arrays, change_checkpoint, stop_training
+from experiments import evaluate, records
+from experiments.fixtures import arrays, stop_training
 from support import checkpoints, files, options, pictures, runs
 
 CASES = 120  # of each kind
 ROOT = Path(__file__).parent.parent
+
+
+def work(*_):
+    """Stands for what a script does once its command line is understood."""
+    raise ValueError("nothing was wrong")
 
 
 # ------------------------------------------------------------------------------- bytes of a file
@@ -180,6 +185,19 @@ def test_a_checkpoint_that_lies_is_refused_in_one_line(digest, stopped, monkeypa
     assert refusals == CASES if digest == "kept" else refusals > CASES / 2
 
 
+def test_a_checkpoint_of_an_older_version_has_no_digest_and_resumes(stopped, monkeypatch, capsys):
+    Path("run").mkdir()
+    checkpoint = checkpoints.load(stopped)
+    del checkpoint["digest"]
+    torch.save(checkpoint, "run/model.pt")
+    infer.load("run")
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(runs.Run, "epochs", work)
+    with pytest.raises(ValueError, match="nothing was wrong"):
+        train_collab.main(["--resume", "run", "--device", "cpu"])
+    assert capsys.readouterr().err == "run has no digest, which would show a change: it is older\n"
+
+
 # ------------------------------------------------------------------------ words of a command line
 
 SCRIPTS = [train_collab, train_submodel, adp, plain, infer, evaluate, xor_demo]
@@ -201,11 +219,6 @@ VALUES = [
 ]
 
 
-def work(*_):
-    """Stands for what a script does once its command line is understood."""
-    raise ValueError("nothing was wrong")
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_random_command_line_is_refused_in_one_line(script, monkeypatch, refused, capsys):
     monkeypatch.setattr(runs, "Run", work)
@@ -219,3 +232,84 @@ def test_a_random_command_line_is_refused_in_one_line(script, monkeypatch, refus
         words = [rng.choice((word, f"{word}=", f"{word}={rng.choice(VALUES)}")) for word in words]
         refused(script, *words, *rng.sample(VALUES, rng.randrange(3)))
     assert os.listdir() == []
+
+
+# --------------------------------------------------------------- ends, litter, folders, environment
+
+
+def test_a_run_that_was_killed_while_it_ended_resumes(whole, monkeypatch):
+    """metrics.json, which marks a finished run, comes last; what was half written goes."""
+    shutil.copytree(whole, "run", ignore=shutil.ignore_patterns("*.png", "*.html", "*.json"))
+    write = files.write
+
+    def killed(path, content):
+        if path.name == "report.html":
+            path.with_name("report.html.77.tmp").touch()
+            raise SystemExit(9)
+        write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(files, "write", killed)
+        train_collab.main(["--resume", "run", "--device", "cpu"])
+    assert not Path("run/metrics.json").exists()
+    train_collab.main(["--resume", "run", "--device", "cpu"])
+    assert sorted(os.listdir("run")) == sorted(os.listdir(whole))
+
+
+@pytest.mark.parametrize("theirs", [(), ("thesis.tex",)])
+def test_a_folder_with_litter_alone_is_empty(theirs):
+    litter = ("model.pt.77.tmp", ".lock")
+    for name in (*litter, *theirs):
+        Path(name).touch()
+    settings = options.RunSettings(out=".")
+    vars(settings).update(method="soe", data_name="digits", eps=0.1, n=2)
+    if theirs:
+        with pytest.raises(ValueError, match="is taken"):
+            runs.make_folder(settings)
+    else:
+        assert runs.make_folder(settings) == "."
+    files.unlock()
+    assert set(os.listdir()) == ({*theirs, litter[0]} if theirs else set())
+
+
+@pytest.mark.parametrize(
+    "size, rank, local_rank, speaks",
+    [
+        ("", "3", "", True),
+        ("1", "3", "3", True),
+        ("8", "3", None, True),  # a cluster's, without torchrun
+        ("8", "0", "0", True),
+        ("8", "3", "3", False),
+    ],
+)
+def test_an_error_is_silent_only_in_torchrun_s_other_processes(
+    size, rank, local_rank, speaks, monkeypatch, capsys
+):
+    for name, value in (("WORLD_SIZE", size), ("RANK", rank), ("LOCAL_RANK", local_rank)):
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, False)
+    with pytest.raises(SystemExit) as end:
+        infer.main(["gone"])
+    assert (end.value.code, capsys.readouterr().err.count("\n")) == (2, speaks)
+
+
+@pytest.mark.parametrize("name", ["adp", "dverge", "gal", "more", "plain"])
+def test_a_baseline_started_as_a_file_says_how_to_start_it(name):
+    words = [sys.executable, f"baselines/{name}.py"]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    message = f"{name}.py: error: start it as python -m baselines.{name}\n"
+    assert (ended.returncode, ended.stderr) == (2, message)
+
+
+def test_a_backend_that_is_not_installed_ends_nothing():
+    """Jupyter names one for the commands of a notebook."""
+    environment = os.environ | {"MPLBACKEND": "module://not_there.backend"}
+    words = [sys.executable, "-c", "import support.pictures"]
+    assert not subprocess.run(words, cwd=ROOT, env=environment, capture_output=True).returncode
+
+
+def test_no_raw_warning_of_names_and_large_images():
+    Image.new("1", (9500, 9500)).save("large.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image("large.png")[0].size == (9500, 9500)
+        assert pictures.grid(["猫"], torch.zeros(1, 1, 8, 8), ["ネコ"])
