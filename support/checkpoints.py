@@ -4,7 +4,6 @@ import hashlib
 import io
 import pickle
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,22 +13,22 @@ from torch.optim import Optimizer
 from support import files, options, ranks
 from support.options import RunSettings
 
-# What a checkpoint holds. `to_resume` checks the settings of its method as well.
-CHECKPOINT = dict.fromkeys(("settings", "model", "optimizer", "scheduler", "rng"), dict)
-CHECKPOINT |= {"method": str, "epoch": options.count_or_0, "history": list}
-SETTINGS = {"n": options.experts, "depth": options.depth, "eps": options.radius_or_0}
-SETTINGS |= dict.fromkeys(("steps", "epochs", "batch_size", "num_classes"), options.count)
-SETTINGS |= {"alpha": options.positive, "lr": options.positive, "optimizer": ("sgd", "adam")}
-SETTINGS |= {"augment": bool, "random_start": bool, "model": str, "data_name": str}
-SETTINGS |= {"image_shape": options.several(partial(options.count, most=10_000))}
-SETTINGS |= {"stage_epochs": dict, "steps_per_epoch": options.count, "data_checksum": int}
-SETTINGS |= {"class_names": list, "ground": options.share} | options.kinds(RunSettings)
-NOT_GIVEN = options.not_given(RunSettings) - {"precision"} | {"class_names", "ground"}
-# Of each epoch; older versions have less.
-ENTRY = {"stage": (1, 2), "epoch": options.count, "loss": options.finite}
-ENTRY |= {"accuracy": options.percent, "best": options.several(options.percent)}
-LATER = {"robust": options.percent, "answered": options.several(options.percent)}
-LATER |= {"lr": options.positive, "seconds": options.not_negative, "device": str}
+# What a checkpoint holds, as `options.check` reads it; `to_resume` checks its method's settings.
+SETTINGS = options.kinds(RunSettings)
+SETTINGS |= {"n": options.experts, "depth": options.depth, "eps": options.radius_or_0}
+SETTINGS |= dict.fromkeys(("steps", "epochs", "batch_size", "steps_per_epoch"), options.count)
+SETTINGS |= {"alpha": options.not_negative, "lr": options.positive, "optimizer": ("sgd", "adam")}
+SETTINGS |= {"augment": bool, "random_start": bool, "precision": str, "model": str}
+SETTINGS |= {"num_classes": options.count, "class_names?": [str], "image_shape": [options.side]}
+SETTINGS |= {"data_name": str, "data_checksum": int, "ground?": options.share}
+SETTINGS |= {"stage_epochs": dict}  # {stage: epochs}
+EPOCH = {"stage": (1, 2), "epoch": options.count, "loss": options.finite, "lr?": options.positive}
+EPOCH |= {"accuracy": options.percent, "robust?": options.percent, "device?": str}
+EPOCH |= {"best": [options.percent], "answered?": [options.percent]}
+EPOCH |= {"seconds?": options.not_negative}
+CHECKPOINT = dict.fromkeys(("model", "optimizer", "scheduler", "rng"), dict)
+CHECKPOINT |= {"method": str, "epoch": options.count_or_0}
+CHECKPOINT |= {"settings": SETTINGS, "history": [EPOCH]}
 
 
 def save(path: Path, checkpoint: dict | list) -> None:
@@ -87,27 +86,25 @@ def load(path: str | Path) -> dict:
 def check(checkpoint: dict) -> None:
     """Raises an error where a checkpoint holds what no run has written, or was changed since. Those
     of older versions have no digest."""
-    if "digest" in checkpoint and checkpoint["digest"] != digest(checkpoint):
+    if checkpoint.get("digest", own := digest(checkpoint)) != own:
         raise ValueError("its digest says that it was changed after it was saved")
-    options.check_values(checkpoint, CHECKPOINT, "part")
+    options.check(checkpoint, CHECKPOINT, "content")
     settings, history = checkpoint["settings"], checkpoint["history"]
-    options.check_values(settings, SETTINGS, "setting", NOT_GIVEN)
-    n, classes, stages = settings["n"], settings["num_classes"], settings["stage_epochs"]
-    names = settings.get("class_names") or [""] * classes
-    if len(settings["image_shape"]) != 3 or list(map(type, names)) != [str] * classes:
-        raise ValueError(f"its settings name {classes} classes as {names!r:.60}")
-    each_fits = set(stages) <= {1, 2} and all(
-        options.fits(e, options.count) for e in stages.values()
+    classes, stages = settings["num_classes"], settings["stage_epochs"]
+    plan = [stage for stage in sorted(stages) for _ in range(min(stages[stage], len(history)))]
+    consistent = (
+        set(stages) <= {1, 2}
+        and min(stages.values()) > 0
+        and sum(stages.values()) == settings["epochs"]
+        and [entry["stage"] for entry in history] == plan[: len(history)]
+        and [entry["epoch"] for entry in history] == list(range(1, len(history) + 1))
+        and all(entry.keys() == history[0].keys() for entry in history)
+        and all(len(e[k]) == settings["n"] for e in history for k in ("best", "answered") if k in e)
+        and len(settings.get("class_names") or range(classes)) == classes
+        and len(settings["image_shape"]) == 3
     )
-    if not each_fits or sum(stages.values()) != settings["epochs"]:
-        raise ValueError(f"its setting stage_epochs is {stages!r:.40}, which cannot be")
-    plan = (stage for stage in sorted(stages) for _ in range(stages[stage]))
-    for number, entry in enumerate(history, 1):
-        options.check_values(entry, ENTRY | LATER, "epoch's", LATER)
-        shares = {len(entry[name]) for name in ("best", "answered") if name in entry}
-        place = entry["stage"], entry["epoch"], entry.keys(), shares
-        if place != (next(plan, 0), number, history[0].keys(), {n}):
-            raise ValueError("its history is not that of such a run")
+    if not consistent:
+        raise ValueError("its settings and its history contradict each other")
     for name, value in checkpoint["model"].items():
         if not value.isfinite().all() or ("running_var" in name and (value < 0).any()):
             raise ValueError("it holds weights that are NaN or infinite, or a variance below 0")
@@ -128,14 +125,13 @@ def to_resume(settings: RunSettings, given: set[str], stages: tuple[int, ...]) -
             path.unlink()
     checkpoint = load(folder)
     theirs, method = vars(type(settings)()) | checkpoint["settings"], settings.method
-    if checkpoint["method"] != method:
-        theirs = checkpoint["method"]
-        raise ValueError(f"{folder} holds a run of {theirs}, not {method}: use its script")
+    if (holds := checkpoint["method"]) != method:
+        raise ValueError(f"{folder} holds a run of {holds}, not {method}: use its script")
     if Path(folder, "metrics.json").exists():
         raise ValueError(f"the run in {folder} has finished: start another, or use infer.py")
     with files.reading(in_folder(folder), "checkpoint"):
-        kinds, absent = options.kinds(type(settings)), options.not_given(type(settings))
-        options.check_values(theirs, kinds, "setting", absent)
+        no_step = {} if theirs["eps"] else {"alpha": None}  # without an attack
+        options.check(theirs | no_step, options.kinds(type(settings)), "settings")
         written = theirs["model"], checkpoint["epoch"], set(theirs["stage_epochs"]) <= set(stages)
         if written != (settings.model, len(checkpoint["history"]), True):
             raise ValueError(f"its model, epoch or stages are not those of {method}")
@@ -181,27 +177,22 @@ def load_weights(model: nn.Module, checkpoint: dict) -> None:
 def load_optimizer(optimizer: Optimizer, checkpoint: dict) -> None:
     """Momentum, or Adam's moments; the rest follows from the settings. Raises an error where they
     do not fit."""
-    state, ours = checkpoint["optimizer"]["state"], optimizer.state_dict()
-    (group,) = optimizer.param_groups
-    wanted = {"step", "exp_avg", "exp_avg_sq"} if "betas" in group else {"momentum_buffer"}
+    (group,), state = optimizer.param_groups, checkpoint["optimizer"]["state"]
+    names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in group else {"momentum_buffer"}
     for i, values in state.items():
-        weight = group["params"][i]
-        fits = [v.dtype == weight.dtype and v.shape in ((), weight.shape) for v in values.values()]
-        if set(values) != wanted or not all(fits):
-            raise ValueError("its optimizer is not that of its settings")
-    if not state or not all(
-        v.isfinite().all() for values in state.values() for v in values.values()
-    ):
-        raise ValueError("its optimizer has lost its momentum")
-    optimizer.load_state_dict(ours | {"state": state})
+        for value in values.values():
+            same = value.shape in ((), group["params"][i].shape) and value.dtype == torch.float32
+            if not same or set(values) != names or not value.isfinite().all():
+                raise ValueError("its optimizer is not that of its settings")
+    if not state:
+        raise ValueError("its optimizer has no momentum")
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """The states of the random generators of the CPU and of the device."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = getattr(torch, device.type).get_rng_state()
-    return states
+    own = {} if device.type == "cpu" else {device.type: getattr(torch, device.type).get_rng_state()}
+    return {"cpu": torch.get_rng_state()} | own
 
 
 def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:

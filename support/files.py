@@ -58,7 +58,8 @@ def lock(path: Path) -> None:
     or this process's end. Raises ValueError where another process has it, OSError."""
     own = FileLock(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"))
     try:
-        own.acquire(timeout=0)
+        with contextlib.suppress(NotImplementedError):  # a file system without locks
+            own.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another process is working in {path}") from None
     locks.append(own)
@@ -105,10 +106,10 @@ def check_new(path: Path, ending: str, flag: str) -> None:
     if path.suffix != ending or not path.parent.is_dir():
         wanted = f"the name of a new file in an existing folder, ending in {ending}"
         raise ValueError(f"{flag} {path}: give {wanted}")
-    if path.exists():
-        raise ValueError(f"{flag} {path} is there already: give another name")
     check_writable(path.parent)
     lock(path)
+    if path.exists():
+        raise ValueError(f"{flag} {path} is there already: give another name")
 
 
 def write(path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -131,6 +131,7 @@ def count(text: str, most: int = 10**9, least: int = 1) -> int:
 
 count_or_0, seed = partial(count, least=0), partial(count, least=0, most=2**53 - 1)
 experts, threads = partial(count, most=100), partial(count, most=1024)
+side = partial(count, most=10_000)
 depth = number("be 6n + 2, up to 1202", lambda v: 2 <= v <= 1202 and v.is_integer(), int)
 radius = number("lie in (0, 1], pixels being in [0, 1]", lambda v: 0 < v <= 1)
 radius_or_0 = number("lie in (0, 1], or be 0: no attack in training", lambda v: 0 <= v <= 1)
@@ -141,11 +142,6 @@ fraction = number("lie in (0, 1)", lambda v: 0 < v < 1)
 share = number("lie in [0, 1]", lambda v: 0 <= v <= 1)
 percent = number("lie in [0, 100]", lambda v: 0 <= v <= 100)
 finite = number("be finite", isfinite)
-
-
-def several(kind: Kind) -> Kind:
-    """What makes a list of "[1, 2, 3]"."""
-    return lambda text: [kind(part) for part in text.strip("[]").split(",")]
 
 
 def part(text: str) -> tuple[int, int]:
@@ -171,7 +167,7 @@ class RunSettings:
     data: str = option(
         "digits", str, "digits, cifar10, cifar100, a FILE.npz, or a folder of class folders"
     )
-    size: int = option(None, count, "side of a folder's images, a multiple of 4 (default: 32)")
+    size: int = option(None, side, "side of a folder's images, a multiple of 4 (default: 32)")
     test_share: float = option(
         None, fraction, "test images' part of a folder without train and test (default: 0.2)"
     )
@@ -189,42 +185,37 @@ class RunSettings:
     )
 
 
-def check_values(
-    values: dict, kinds: dict[str, Kind], group: str, optional: Container[str] = ()
-) -> None:
-    """Raises ValueError where one of the values, of a checkpoint say, is not of its kind. Those of
-    `optional` may be None or missing."""
-    for name, kind in kinds.items():
-        value = values.get(name)
-        no_attack = name == "alpha" and value == values.get("eps") == 0
-        if no_attack or (value is None and name in optional):
-            continue
-        if not fits(value, kind):
-            raise ValueError(f"its {group} {name} is {value!r:.40}, which cannot be")
-
-
-def fits(value: object, kind: Kind) -> bool:
-    """Whether an option of this kind could have this value."""
-    if isinstance(kind, tuple):
-        return type(value) is type(kind[0]) and value in kind
-    if isinstance(kind, type):
-        return isinstance(value, kind)
-    try:
-        made = kind(str(value))
-    except (argparse.ArgumentTypeError, ValueError):
-        return False
-    return made == value and isinstance(value, type(made) | int) and not isinstance(value, bool)
-
-
 def kinds(settings: type) -> dict[str, Kind]:
-    """{name: kind} of all options in a dataclass of settings."""
+    """{name: kind} of all options in a dataclass of settings; name? where None is the default."""
     fields = [field for base in settings.__mro__[:-1] for field in dataclasses.fields(base)]
-    return {field.name: field.metadata["kind"] for field in fields if field.metadata}
+    return {f.name + "?" * (f.default is None): f.metadata["kind"] for f in fields if f.metadata}
 
 
-def not_given(settings: type) -> set[str]:
-    """The options that may be None."""
-    return {name for name, default in vars(settings()).items() if default is None}
+def check(value: object, kind: Kind | dict | list, name: str) -> None:
+    """Raises ValueError where a value, of a checkpoint say, is not of its kind: an option's, [kind]
+    of a list, {name: kind} of a dictionary, in which name? may be None or missing."""
+    if isinstance(kind, dict):
+        fits = isinstance(value, dict)
+        for key, of_key in kind.items() if fits else ():
+            item = value.get(key.rstrip("?"))
+            if item is not None or key[-1] != "?":
+                check(item, of_key, key.rstrip("?"))
+    elif isinstance(kind, list):
+        fits = isinstance(value, list)
+        for item in value if fits else ():
+            check(item, *kind, name)
+    elif isinstance(kind, tuple):
+        fits = type(value) is type(kind[0]) and value in kind
+    elif isinstance(kind, type):
+        fits = isinstance(value, kind)
+    else:
+        try:
+            made = kind(str(value))
+            fits = made == value and type(value) in (type(made), int)
+        except (argparse.ArgumentTypeError, ValueError):
+            fits = False
+    if not fits:
+        raise ValueError(f"its {name} is {value!r:.40}, which cannot be")
 
 
 def training_parser(settings: type, description: str = "", prog: str = "") -> Parser:

@@ -124,13 +124,13 @@ class Run:
 
     def announce(self) -> None:
         """Prints the data, the device and the plan."""
-        settings, dataset, N = self.settings, self.dataset, len(self.dataset.x_test)
-        shape = " x ".join(map(str, dataset.image_shape))
-        images = f"{len(dataset.x_train)} training and {N} test images, {shape}"
+        settings, N = self.settings, len(self.dataset.x_test)
+        shape = " x ".join(map(str, settings.image_shape))
+        images = f"{len(self.x_train)} training and {N} test images, {shape}"
         why = options.why_precision(self.device, settings.precision)
         device = f"{options.device_name(self.device)}, {settings.precision}, {why}"
         hint = "" if settings.data == "cifar10" else "; the paper's setting is --data cifar10"
-        print(f"{dataset.name}: {images}; {device}{hint}")
+        print(f"{settings.data_name}: {images}; {device}{hint}")
         stages = settings.stage_epochs.items()
         plan = ", ".join(f"stage {stage}: {e} epoch{'s' * (e > 1)}" for stage, e in stages)
         method = "" if settings.method == "soe" else f"{settings.method}: "
@@ -266,16 +266,11 @@ class Run:
         print(f"\nWrote {self.out}: {', '.join(names)}")
 
 
-def some(x_train: Tensor, y_train: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The same random training images each time, [count, C, H, W] in [0, 1], and labels [count]."""
-    chosen = data.choose(len(x_train), count)
-    return x_train[chosen].float() / 255, y_train[chosen]
-
-
 def robust(model: nn.Module, x_train: Tensor, y_train: Tensor, settings: RunSettings) -> float:
     """The percentage correct of 200 training images, attacked as in training but without random
     start. No test image is looked at before the end."""
-    x, y = some(x_train, y_train, 200)
+    chosen = data.choose(len(x_train), 200)
+    x, y = x_train[chosen].float() / 255, y_train[chosen]
     x_adv = attacks.pgd(model.eval(), x, y, settings.eps, settings.alpha, settings.steps)
     return printing.percent(model.combine(*models.ask_experts(model, x_adv)).argmax(1) == y)
 
@@ -285,7 +280,8 @@ def by_expert(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
     """Percentages of 1,000 clean training images: those that the model has correct, those that each
     expert answers, and those on which it is best. No expert should starve (appendix 3.4). In a vote
     nobody answers alone."""
-    x, y = some(x_train, y_train, 1000)
+    chosen = data.choose(len(x_train), 1000)
+    x, y = x_train[chosen].float() / 255, y_train[chosen]
     logits, score = models.ask_experts(model.eval(), x)
     result = {"accuracy": printing.percent(model.combine(logits, score).argmax(-1) == y)}
     firsts = {"answered": score.argmax(0), "best": expert_losses(logits, y).argmin(0)}  # [N]
@@ -325,12 +321,12 @@ def divide_epochs(settings: RunSettings, stages: tuple[int, ...]) -> dict[int, i
     if getattr(settings, "submodels", None) is not None:
         if first is not None:
             raise ValueError("--stage1-epochs: with --submodels stage 1 is over")
-        return {2: total}
-    if first is None:
+        first = 0
+    elif first is None and total < len(stages):
+        raise ValueError(f"--epochs is {total}: 2 stages need at least 2")
+    elif first is None:
         first = total // len(stages)
-        if first == 0:
-            raise ValueError(f"--epochs is {total}: 2 stages need at least 2")
-    if first > total:
+    elif first > total:
         raise ValueError(f"--stage1-epochs is {first} of {total} --epochs")
     return {stage: epochs for stage, epochs in {1: first, 2: total - first}.items() if epochs}
 

@@ -304,11 +304,6 @@ def test_stage1_epochs_leave_the_rest_to_stage_2(first, kept):
     assert stages("run") == kept
 
 
-def test_more_stage1_epochs_than_epochs_are_refused(refused):
-    assert "is 5 of 4" in refused(train_collab, *SMALL, "--stage1-epochs", "5")
-    assert not Path("runs").exists()
-
-
 # ------------------------------------------------------------------------------ the CPU's threads
 
 
