@@ -126,10 +126,9 @@ def load(name_or_path: str, size: int | None = None, test_share: float | None = 
     if built_in or path.suffix == ".npz":
         return _from_npz(FOLDER / "digits.npz" if built_in else path)
     near = get_close_matches(name_or_path.lower(), BUILT_IN, 1)
-    hint = (
-        f"did you mean {near[0]}" if near else f"give {', '.join(BUILT_IN)}, a FILE.npz or a folder"
-    )
-    raise ValueError(f"unknown data {name_or_path!r}: {hint}")
+    hint = "".join(f"; did you mean {name}?" for name in near)
+    known = f"give {', '.join(BUILT_IN)}, a FILE.npz or a folder"
+    raise ValueError(f"unknown data {name_or_path!r}: {known}{hint}")
 
 
 def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:

@@ -21,6 +21,7 @@ SETTINGS |= {"alpha": options.not_negative, "lr": options.positive, "optimizer":
 SETTINGS |= {"augment": bool, "random_start": bool, "precision": str, "model": str}
 SETTINGS |= {"num_classes": options.count, "class_names?": [str], "image_shape": [options.side]}
 SETTINGS |= {"data_name": str, "data_checksum": int, "ground?": options.share}
+SETTINGS |= {"confidence?": str, "slope?": options.not_negative, "temperature?": options.positive}
 SETTINGS |= {"stage_epochs": dict}  # {stage: epochs}
 EPOCH = {"stage": (1, 2), "epoch": options.count, "loss": options.finite, "lr?": options.positive}
 EPOCH |= {"accuracy": options.percent, "robust?": options.percent, "device?": str}

@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
             flags = self._option_string_actions
             near = [f for f in flags if word[2:] in re.findall(r"\w+", flags[f].help or "")]
             near = near or get_close_matches(word, flags, 1)
-            hint = f"; did you mean {' or '.join(near[:3])}?" if near else ""
+            hint = "".join(f"; did you mean {name}?" for name in near[:1])
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return values
 
@@ -257,8 +257,8 @@ def default_epochs(data_name: str) -> int:
 
 def pick_device(name: str | None) -> torch.device:
     """`name`, or cuda, else mps, else cpu. Raises ValueError for a device that is not there."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    available = [*(device for device in present if present[device]), "cpu"]
+    available = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    available.append("cpu")
     try:
         device = torch.device(name or available[0])
         torch.zeros(1, device=device).item()

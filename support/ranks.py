@@ -34,12 +34,12 @@ def count() -> int:
 def world_size() -> int:
     """How many processes were started, as the environment says; a cluster may leave it empty."""
     size = os.environ.get("WORLD_SIZE", "")
-    return int(size) if size.isdecimal() else 1
+    return max(1, int(size)) if size.isdecimal() else 1
 
 
 def speaks() -> bool:
     """Whether this process prints errors: of those that torchrun has started, the first."""
-    return world_size() == 1 or "LOCAL_RANK" not in os.environ or os.environ.get("RANK") == "0"
+    return world_size() == 1 or "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def start(device_name: str | None) -> None:

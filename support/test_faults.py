@@ -277,6 +277,7 @@ def test_a_folder_with_litter_alone_is_empty(theirs):
     [
         ("", "3", "", True),
         ("1", "3", "3", True),
+        ("0", "3", "3", True),
         ("8", "3", None, True),  # a cluster's, without torchrun
         ("8", "0", "0", True),
         ("8", "3", "3", False),
