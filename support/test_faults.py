@@ -303,7 +303,7 @@ def test_a_baseline_started_as_a_file_says_how_to_start_it(name):
 
 def test_a_backend_that_is_not_installed_ends_nothing():
     """Jupyter names one for the commands of a notebook."""
-    environment = os.environ | {"MPLBACKEND": "module://not_there.backend"}
+    environment = os.environ | {"MPLBACKEND": "not-installed"}
     words = [sys.executable, "-c", "import support.pictures"]
     assert not subprocess.run(words, cwd=ROOT, env=environment, capture_output=True).returncode
 
