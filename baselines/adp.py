@@ -9,6 +9,9 @@ orthogonal. The mean prediction's entropy leaves them room to differ.
     python -m baselines.adp --eps 0 --n 3     # as first published: clean images alone
 """
 
+if not __package__:
+    import __init__  # noqa: F401, says how to start it
+
 from dataclasses import dataclass
 
 import torch

@@ -13,6 +13,9 @@ DVERGE from there. Every member also learns from PGD against itself, unless eps 
     python -m baselines.dverge --eps 0 --n 3     # as first published: distilled images alone
 """
 
+if not __package__:
+    import __init__  # noqa: F401, says how to start it
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

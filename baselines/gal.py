@@ -9,6 +9,9 @@ trained away. That takes a second derivative: the networks have leaky ReLUs, and
     python -m baselines.gal --eps 0 --n 3     # as first published: clean and noisy images alone
 """
 
+if not __package__:
+    import __init__  # noqa: F401, says how to start it
+
 from dataclasses import dataclass
 from itertools import combinations
 

@@ -8,6 +8,9 @@ their features learn jointly from clean images and PGD against the mixture.
     python -m baselines.more --eps 0.03 --n 3
 """
 
+if not __package__:
+    import __init__  # noqa: F401, says how to start it
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -13,6 +13,9 @@ expert alone: the control that shows what these three contribute together.
     python -m baselines.plain --eps 0 --n 3     # clean data alone: the transfer attacks' surrogates
 """
 
+if not __package__:
+    import __init__  # noqa: F401, says how to start it
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +28,7 @@ from support import options, runs
 from support.options import option
 from train_submodel import Settings, attack_each_expert, clean_and_attacked, train
 
-
-def weight(text: str) -> float:
-    return options.number(text, "lie in [0, 2]", lambda w: 0 <= w <= 2)
+weight = options.number("lie in [0, 2]", lambda w: 0 <= w <= 2)
 
 
 @dataclass

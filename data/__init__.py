@@ -1,5 +1,5 @@
-"""Data sets and their batches: `digits` (built in), `cifar10` (downloaded), one's own `FILE.npz`,
-or a folder of images (data/folder.py).
+"""Data sets and their batches: `digits` (built in), `cifar10` and `cifar100` (downloaded), one's
+own `FILE.npz`, or a folder of images (data/folder.py).
 
 `digits.npz` holds the 1,797 handwritten 8 x 8 digits of the test set of UCI's "Optical Recognition
 of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, doi 10.24432/C50P49, CC BY 4.0), the ones
@@ -10,18 +10,20 @@ numpy.random.default_rng(0).permutation(1797); the first 1,437 train, the last 3
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import folder
 from support import files
 
 FOLDER = Path(__file__).parent
+BUILT_IN = ("digits", "cifar10", "cifar100")
 MAX_IMAGES = 1000  # of the test set, in a table
 
 
@@ -107,24 +109,26 @@ def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
 
 
 def load(name_or_path: str, size: int | None = None, test_share: float | None = None) -> Data:
-    """The data set `digits` or `cifar10`, or that in a FILE.npz or in a folder of class folders.
-    `size` and `test_share` are for folders alone: see folder.py.
+    """The data set `digits`, `cifar10` or `cifar100`, or that in a FILE.npz or in a folder of class
+    folders. `size` and `test_share` are for folders alone: see folder.py.
 
     Raises ValueError for an unknown name or a file with wrong contents, OSError for one that
     is missing or cannot be read or downloaded.
     """
-    path = Path(name_or_path)
-    built_in = name_or_path in ("digits", "cifar10")
+    path, built_in = Path(name_or_path), name_or_path in BUILT_IN
     if path.is_dir() and not built_in:
         arrays, class_names = folder.from_folder(path, size, test_share)
         return _check(path.resolve().name, *arrays, class_names)
     if size is not None or test_share is not None:
         raise ValueError(f"--size and --test-share are for folders of images; {path} is none")
-    if name_or_path == "cifar10":
-        return _cifar10()
-    if built_in or name_or_path.endswith(".npz"):
+    if name_or_path.startswith("cifar") and built_in:
+        return _cifar(name_or_path)
+    if built_in or path.suffix == ".npz":
         return _from_npz(FOLDER / "digits.npz" if built_in else path)
-    raise ValueError(f"unknown data {name_or_path!r}: give digits, cifar10, a FILE.npz or a folder")
+    near = get_close_matches(name_or_path.lower(), BUILT_IN, 1)
+    hint = "".join(f"; did you mean {name}?" for name in near)
+    known = f"give {', '.join(BUILT_IN)}, a FILE.npz or a folder"
+    raise ValueError(f"unknown data {name_or_path!r}: {known}{hint}")
 
 
 def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
@@ -134,10 +138,8 @@ def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
     place is named and the images differ: one file more in a folder changes which are for testing.
     """
     where = moved_to or settings["data"]
-    if Path(where).is_dir():
-        dataset = load(where, settings.get("size"), settings.get("test_share"))
-    else:
-        dataset = load(where)
+    of_folders = [settings.get("size"), settings.get("test_share")]
+    dataset = load(where, *of_folders if Path(where).is_dir() else ())
     classes, shape = settings["num_classes"], tuple(settings["image_shape"])
     if (dataset.num_classes, dataset.image_shape) != (classes, shape):
         raise ValueError(
@@ -151,15 +153,17 @@ def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
     return dataset
 
 
-def _cifar10() -> Data:
+def _cifar(name: str) -> Data:
+    dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
-        train, test = (CIFAR10(FOLDER, train=part, download=True) for part in (True, False))
+        train, test = (dataset(FOLDER, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError, EOFError) as error:
         raise OSError(
-            f"CIFAR-10 is not in {FOLDER} and cannot be downloaded ({error}): put "
-            "cifar-10-python.tar.gz there, or use --data digits, which needs no download"
+            f"{name} is not in {FOLDER} and cannot be downloaded ({error}): put "
+            f"{name.replace('cifar', 'cifar-')}-python.tar.gz there, or use --data digits, which "
+            "needs no download"
         ) from None
-    return _check("cifar10", train.data, train.targets, test.data, test.targets, train.classes)
+    return _check(name, train.data, train.targets, test.data, test.targets, train.classes)
 
 
 def _from_npz(path: Path) -> Data:
@@ -167,10 +171,14 @@ def _from_npz(path: Path) -> Data:
     with files.reading(path, "npz file with " + ", ".join(names)):
         files.check_archive(path)
         with np.load(path, allow_pickle=False) as file:
+            if "train_images" in file:  # as MedMNIST has it
+                names = ("train_images", "train_labels", "test_images", "test_labels")
             if missing := [name for name in names if name not in file]:
                 raise ValueError(f"it lacks {', '.join(missing)}")
             arrays = [file[name] for name in names]
-    taken = path.stem in ("digits", "cifar10") and path.parent != FOLDER
+            if others := sorted(set(file) - set(names)):
+                print(f"{path}: not used: {', '.join(others)}")
+    taken = path.stem in BUILT_IN and path.parent != FOLDER
     return _check(path.name if taken else path.stem, *arrays)
 
 
@@ -197,10 +205,14 @@ def _check(name: str, x_train, y_train, x_test, y_test, class_names=None) -> Dat
         tensors.append(torch.from_numpy(y.reshape(-1).astype(np.int64)))
     x_train, y_train, x_test, y_test = tensors
     labels, K = y_train.unique().tolist(), int(y_train.max()) + 1
-    fits = K >= 2 and labels == list(range(K))
-    need(fits, "y_train's labels are out of range: give 0, 1, .. of at least two classes, no gap")
+    fits = len(labels) >= 2 and labels[0] >= 0
+    need(fits, "y_train's labels are out of range: give 0, 1, .. of at least two classes")
+    gap = next((k for k, label in enumerate(labels) if k != label), None)
+    need(gap is None, f"y_train has no image of class {gap}, but one of class {K - 1}")
     fits = y_test.min() >= 0 and y_test.max() < K
     need(fits, f"y_test's labels are out of range: y_train's are 0 .. {K - 1}")
     shape, test_shape = (tuple(x.shape[1:]) for x in (x_train, x_test))
     need(shape == test_shape, f"images {shape} train, {test_shape} test: they must be the same")
-    return Data(*tensors, name, class_names or [*map(str, range(K))])
+    class_names = class_names or [*map(str, range(K))]
+    need(all(map(files.is_text, class_names)), f"not UTF-8 among the classes {class_names!a}")
+    return Data(*tensors, name, class_names)

@@ -1,5 +1,6 @@
 """Images to show to a model: files of one's own, made to fit, and test images by number."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def read_images(
     """
     dataset, names, images, labels = None, [], [], []
     for word in words:
-        if Path(word).exists() or not word.isdecimal():
+        if Path(word).is_file() or not word.isdecimal():
             image, changes = read_image(word, settings["image_shape"], settings.get("ground"))
             if changes:
                 print(f"{word}: {', '.join(changes)}")
@@ -46,8 +47,10 @@ def open_image(path: str | Path) -> tuple[Image.Image, list[str]]:
 
     Raises FileNotFoundError; ValueError for a file that is no image, or has over 8 bits a channel.
     """
-    with files.reading(path, "PNG or JPEG file"), Image.open(path) as file:
-        image, turned = ImageOps.exif_transpose(file), file.getexif().get(ORIENTATION, 1) != 1
+    with files.reading(path, "PNG or JPEG file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that an image is large
+        with Image.open(path) as file:
+            image, turned = ImageOps.exif_transpose(file), file.getexif().get(ORIENTATION, 1) != 1
     if image.mode[0] in "IF":
         raise ValueError(f"{path} has more than 8 bits a channel: save it with 8")
     changes = ["turned upright"] if turned else []

@@ -93,6 +93,7 @@ def test_ones_own_images_train(shape):
     infer.main(["run", "3", "--data", "moved.npz"])
 
 
+UNTRAINED = ["--epochs", "1"]  # refused once the data is read: two stages need two
 BAD_DATA = {
     "a float": ({"x_train": np.zeros((40, 8, 8))}, "must be uint8"),
     "flat": ({"x_test": np.zeros((40, 64), np.uint8)}, "N x H x W"),
@@ -105,7 +106,7 @@ BAD_DATA = {
     "length": ({"y_train": np.arange(39) % 4}, "one integer for each of 40"),
     "float labels": ({"y_train": np.zeros(40)}, "one integer"),
     "one class": ({"y_train": np.zeros(40, int)}, "at least two"),
-    "a gap": ({"y_train": np.arange(40) % 4 * 2}, "out of range"),
+    "a gap": ({"y_train": np.arange(40) % 4 * 2}, "no image of class 1"),
     "negative": ({"y_test": np.arange(40) % 4 - 1}, "out of range"),
     "unknown class": ({"y_test": np.arange(40) % 5}, "out of range"),
     "objects": ({"y_test": np.array([{}] * 40)}, "Object arrays cannot be loaded"),
@@ -116,7 +117,7 @@ BAD_DATA = {
 def test_a_wrong_data_file_is_refused_in_one_line(name, refused):
     changes, message = BAD_DATA[name]
     np.savez("bad.npz", **arrays(**changes))
-    assert message in refused(train_collab, "--data", "bad.npz")
+    assert message in refused(train_collab, "--data", "bad.npz", *UNTRAINED)
     assert os.listdir() == ["bad.npz"]
 
 
@@ -134,13 +135,25 @@ def test_what_is_no_data_file_is_refused_in_one_line(refused):
     assert "runs" not in os.listdir()
 
 
-def test_cifar10_that_cannot_be_had_says_what_to_do(monkeypatch, refused):
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_that_cannot_be_had_says_what_to_do(name, monkeypatch, refused):
     def offline(*_, **__):
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(data, "CIFAR10", offline)
-    error = refused(train_collab, "--data", "cifar10")
-    assert "put cifar-10-python.tar.gz there" in error and "--data digits" in error
+    monkeypatch.setattr(data, name.upper(), offline)
+    error = refused(train_collab, "--data", name)
+    assert f"put {name.replace('r1', 'r-1')}-python.tar.gz there" in error
+    assert "Network is unreachable" in error and "--data digits" in error
+
+
+def test_the_arrays_of_medmnist_are_read_as_they_are(capsys):
+    images = {name: arrays()[f"x_{name}"] for name in ("train", "test")}
+    medmnist = {f"{name}_images": x for name, x in images.items()}
+    medmnist |= {f"{name}_labels": (np.arange(40) % 4)[:, None] for name in images}
+    np.savez("own.npz", **arrays())
+    np.savez("bloodmnist.npz", val_images=images["test"], **medmnist)
+    assert data.load("bloodmnist.npz").checksum == data.load("own.npz").checksum
+    assert capsys.readouterr().out == "bloodmnist.npz: not used: val_images\n"
 
 
 # ------------------------------------------------------------------------------------ image files
@@ -271,12 +284,28 @@ def test_a_folder_that_has_changed_is_other_data(refused):
     assert "unknown data" in refused(infer, "run")
 
 
+def grey_16_bit(path):
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(path)
+
+
 BROKEN = {
     "1 of the 40 files cannot be read": lambda: Path("pets/train/cat/3.png").write_text("none"),
-    "one class, dog": lambda: shutil.rmtree("pets/train/cat"),
+    "cat/3.png has more than 8 bits": lambda: grey_16_bit("pets/train/cat/3.png"),
+    "no PNG or JPEG file pets/train": lambda: Path("pets/train/cat/a.png").symlink_to("gone"),
+    "classes dog: it must have two": lambda: shutil.rmtree("pets/train/cat"),
     "classes that train lacks: fox": lambda: Path("pets/test/dog").rename("pets/test/fox"),
     "only one of the folders train and test": lambda: shutil.rmtree("pets/test"),
-    "eel": lambda: Path("pets/train/eel").mkdir(),
+    "eel is no class, as it holds no image": lambda: Path("pets/train/eel").mkdir(),
+    "test is no class, as it holds folders": lambda: [
+        Path("pets", part).rename(f"pets/my_{part}") for part in ("train", "test")
+    ],
+    "class a has one image": lambda: [
+        shutil.rmtree("pets"),
+        a_folder("pets", parts=(), count=1, classes="ab"),
+    ],
+    "not UTF-8 among the classes": lambda: [
+        Path("pets", part, "cat").rename(f"pets/{part}/\udcff") for part in ("train", "test")
+    ],
 }
 
 
@@ -284,13 +313,21 @@ BROKEN = {
 def test_a_wrong_folder_is_refused_in_one_line(message, refused):
     a_folder("pets")
     BROKEN[message]()
-    assert message in refused(train_collab, "--data", "pets")
+    assert message in refused(train_collab, "--data", "pets", *UNTRAINED)
     assert os.listdir() == ["pets"]
 
 
-def test_a_class_of_one_image_is_refused(refused):
-    a_folder("pets", parts=(), count=1)
-    assert "a class has one image" in refused(train_collab, "--data", "pets")
+def test_what_is_no_image_of_a_class_is_left_out_and_named(capsys):
+    a_folder("pets", parts=("Train", "TEST"))
+    checksum = data.load("pets", 8).checksum
+    capsys.readouterr()
+    hidden = ["Train/.ipynb_checkpoints/a.png", "__MACOSX/TEST/cat/a.png", "Train/cat/._a.png"]
+    unused = ["val/cat/a.png", "a.png", "Train/cat/a.jfif", "Train/cat/b.jfif", "TEST/dog/NOTES"]
+    for name in hidden + unused:
+        Path("pets", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("pets", name).touch()
+    assert data.load("pets", 8).checksum == checksum
+    assert "pets: 5 files are not used: .jfif 2, .png 2, no ending 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -312,6 +349,7 @@ def test_options_of_a_folder_are_checked(flags, message, refused):
 
 def test_a_word_is_a_file_where_there_is_one_else_a_test_image(capsys):
     Image.new("RGB", (8, 8), "white").save("17", "png")
+    Path("18").mkdir()  # a folder is no image
     digits, settings = data.load("digits"), {"num_classes": 10, "image_shape": [1, 8, 8]}
     names, x, labels = read_images(["17", "18"], settings, "digits")
     assert capsys.readouterr().out == "17: converted from RGB to L\n" and (x[0] == 1).all()

@@ -4,12 +4,10 @@ import itertools
 import math
 
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from experiments.claims import TRANSFER, counted
 from experiments.records import by_title, frame, matching
-from support.pictures import as_png, subplots
+from support.pictures import Figure, Rectangle, as_png, subplots
 
 MARKERS = "osD^v<>p"
 

@@ -72,7 +72,7 @@ def change_checkpoint(path: Path, new: Path, settings: dict | None = None, **cha
     """Writes `path`'s checkpoint to `new`, with some of its contents, or settings, changed."""
     checkpoint = checkpoints.load(path)
     changes["settings"] = checkpoint["settings"] | (settings or {})
-    torch.save(checkpoint | changes, new)
+    checkpoints.save(Path(new), checkpoint | changes)
 
 
 @pytest.fixture

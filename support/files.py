@@ -18,6 +18,11 @@ class FileError(ValueError):
     """A file is not what it should be; the message says which."""
 
 
+def is_text(name: str) -> bool:
+    """Whether a file can hold this name: not where it stands for bytes that are not UTF-8."""
+    return name.encode(errors="ignore").decode() == name
+
+
 @contextlib.contextmanager
 def reading(path: str | Path, kind: str) -> Iterator[None]:
     """Turns whatever a reader raises within it into one line that names the file: FileNotFoundError
@@ -45,46 +50,47 @@ def check_archive(path: str | Path) -> None:
             raise ValueError(f"the checksum of {part} is wrong")
 
 
-def lock(folder: str | Path) -> FileLock:
-    """Keeps other processes out of a run's folder until it is released, or this process ends.
-    Raises ValueError where another process has it."""
-    folder_lock = FileLock(Path(folder, ".lock"))
+locks: list[FileLock] = []  # that this process holds
+
+
+def lock(path: Path) -> None:
+    """Keeps other processes out of a run's folder, or from the name of a new file, until `unlock`
+    or this process's end. Raises ValueError where another process has it, OSError."""
+    own = FileLock(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"))
     try:
-        folder_lock.acquire(timeout=0)
+        with contextlib.suppress(NotImplementedError):  # a file system without locks
+            own.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process is working in {folder}") from None
-    return folder_lock
+        raise ValueError(f"another process is working in {path}") from None
+    locks.append(own)
 
 
-claimed: list[Path] = []  # new files that are not written yet
+def unlock() -> None:
+    """Gives up all locks."""
+    while locks:
+        own = locks.pop()
+        with contextlib.suppress(OSError):  # as on Windows, where it is open
+            Path(own.lock_file).unlink()
+        own.release()
 
 
-def claim(path: Path) -> Path:
-    """Makes an empty file, so that no other process takes its name. Raises OSError."""
-    open(path, "x").close()
-    claimed.append(path)
-    return path
-
-
-def give_up_claims() -> None:
-    """Removes the files that were claimed and never written."""
-    while claimed:
-        with contextlib.suppress(OSError):
-            if (path := claimed.pop()).stat().st_size == 0:
-                path.unlink()
+def half_written(folder: Path) -> set[Path]:
+    """What `write` has left in a folder where a process was killed."""
+    return set(folder.glob("*.[0-9]*.tmp"))
 
 
 def new(folder: Path, name: str, *endings: str) -> Path:
-    """Claims `name` with the first ending, or makes a folder where there are no endings. Takes
+    """Locks `name` with the first ending, or makes a folder where there are no endings. Takes
     name-2, name-3 .. where the name is taken with any ending. Raises OSError."""
     for number in itertools.count(1):
         stem = name if number == 1 else f"{name}-{number}"
         paths = [folder / f"{stem}{ending}" for ending in endings or ("",)]
-        with contextlib.suppress(FileExistsError):  # another process was faster
+        with contextlib.suppress(FileExistsError, ValueError):  # another process was faster
             if not any(path.exists() for path in paths):
                 if endings:
-                    return claim(paths[0])
-                paths[0].mkdir(parents=True)
+                    lock(paths[0])
+                else:
+                    paths[0].mkdir(parents=True)
                 return paths[0]
 
 
@@ -95,14 +101,15 @@ def check_writable(folder: Path) -> None:
 
 
 def check_new(path: Path, ending: str, flag: str) -> None:
-    """Claims a new file. Raises ValueError unless its folder exists, its name has this ending, and
-    no file has that name."""
+    """Locks the name of a new file. Raises ValueError unless its folder exists and can be written
+    to, the name has this ending, and no file has it."""
     if path.suffix != ending or not path.parent.is_dir():
         wanted = f"the name of a new file in an existing folder, ending in {ending}"
         raise ValueError(f"{flag} {path}: give {wanted}")
+    check_writable(path.parent)
+    lock(path)
     if path.exists():
         raise ValueError(f"{flag} {path} is there already: give another name")
-    claim(path)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -119,4 +126,4 @@ def write(path: Path, content: bytes) -> None:
         raise SaveError(f"cannot save {path} ({error.strerror}): {kept}") from None
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # still there only where writing failed
+            temporary.unlink(missing_ok=True)  # still there only where writing failed

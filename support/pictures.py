@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,7 +22,9 @@ def subplots(rows: int = 1, columns: int = 1, squeeze: bool = True, **size) -> t
 
 def as_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the font lacks a sign of a name
+        figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 

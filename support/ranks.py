@@ -31,12 +31,23 @@ def count() -> int:
     return dist.get_world_size() if _joined() else 1
 
 
+def world_size() -> int:
+    """How many processes were started, as the environment says; a cluster may leave it empty."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(size)) if size.isdecimal() else 1
+
+
+def speaks() -> bool:
+    """Whether this process prints errors: of those that torchrun has started, the first."""
+    return world_size() == 1 or "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 def start(device_name: str | None) -> None:
     """Joins the other processes of this torchrun, if there are any; silences all but rank 0.
 
     Raises ValueError where the ranks cannot have a GPU each.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
+    if world_size() == 1 or _joined():
         return
     if device_name not in (None, "cpu", "cuda"):
         raise ValueError(f"--device is {device_name}: under torchrun it must be cuda or cpu")

@@ -6,7 +6,6 @@ with runs.start(parser, argv, method="soe", model="collaboration", stages=(1, 2)
     run.finish(infer.pgd_report)
 """
 
-import contextlib
 import json
 import math
 import shlex
@@ -14,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,6 +32,7 @@ from support import checkpoints, files, options, pictures, printing, ranks, repo
 from support.options import RunSettings
 
 
+@contextmanager
 def start(
     parser: options.Parser,
     argv: list[str] | None,
@@ -40,84 +40,97 @@ def start(
     model: str,
     stages: tuple[int, ...] = (1,),
     check: Callable[[RunSettings], None] = lambda settings: None,
-) -> "Run":
+) -> Iterator["Run"]:
     """A new run, or the one to resume: makes its folder and prints its plan.
 
     `method` and `model` are kept in its settings; `baselines.models.build` makes the model. `check`
     raises ValueError for settings that the method cannot work with. Bad input ends with one line
-    and status 2 before anything is written.
+    and status 2 before anything is written. Afterwards Ctrl-C and a full disk end with one line
+    that says how to resume; a loss that is NaN ends with one that says what to change.
     """
     settings, given = parser.parse_given(argv)
     if sys.stdout is sys.__stdout__ and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a run without a traceback
+    threads = torch.get_num_threads()
     with parser.errors_in_one_line(alone=False):
         ranks.start(settings.device)
         ranks.agree(vars(settings))
         settings.method, settings.model = method, model
-        checkpoint = None
-        if settings.resume is None:
-            dataset = data.load(settings.data, settings.size, settings.test_share)
-        else:
-            checkpoint = checkpoints.to_resume(settings, given, stages)
-            dataset = data.load_as_trained(checkpoint["settings"], settings.data)
-            if dataset.checksum != settings.data_checksum:
-                raise ValueError(f"{settings.data} holds other images than those of the run")
-        fill_in(settings, dataset)
-        if (batch := min(settings.batch_size, len(dataset.x_train))) % ranks.count():
-            raise ValueError(f"{ranks.count()} ranks cannot share a batch of {batch} images")
-        if checkpoint is None:
-            settings.stage_epochs = divide_epochs(settings, stages)
-        check(settings)
-        device = options.pick_device(settings.device)
-        settings.precision = settings.precision or options.best_precision(device)
-        torch.manual_seed(settings.seed)
-        network = build(vars(settings)).to(device, memory_format=torch.channels_last)
-        if checkpoint is not None:
-            with files.reading(checkpoints.in_folder(settings.out), "checkpoint"):
-                checkpoints.load_weights(network, checkpoint)
-                checkpoints.set_rng_state(checkpoint["rng"], device)
-        else:
-            if getattr(settings, "submodels", None) is not None:
-                checkpoints.load_weights(network, checkpoints.end_of_stage1(settings))
-            settings.out = ranks.from_rank_0(None if ranks.rank() else make_folder(settings))
-        run = Run(parser, settings, dataset, network, checkpoint)
+        run = Run(parser, settings, given, stages, check)
         run.announce()
-    return run
+    try:
+        yield run
+    except (FloatingPointError, files.FileError) as error:
+        parser.error(error)
+    except files.SaveError as error:
+        parser.error(f"{error}; make room there; {run.advice()}")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\nstopped; {run.advice()}\n")
+    finally:
+        run.bar.close()
+        files.unlock()
+        torch.set_num_threads(threads)
 
 
-@dataclass
 class Run:
-    """One run, from its settings to its report.
+    """One run, from its settings to its report."""
 
-    Within `with`, Ctrl-C and a full disk end with one line that says how to resume; a loss that is
-    NaN ends with one that says what to change.
-    """
-
-    parser: options.Parser
-    settings: RunSettings
-    dataset: data.Data
-    model: nn.Module
-    checkpoint: dict | None  # of the run to resume
-
-    def __post_init__(self) -> None:
-        self.device, self.out = next(self.model.parameters()).device, Path(self.settings.out)
-        self.lock = None if ranks.rank() else files.lock(self.out)
-        self.history = list(self.checkpoint["history"]) if self.checkpoint else []
-        self.threads_before = torch.get_num_threads()
-        torch.set_num_threads(self.settings.threads)  # they decide the last bits
+    def __init__(
+        self,
+        parser: options.Parser,
+        settings: RunSettings,
+        given: set[str],
+        stages: tuple[int, ...],
+        check: Callable[[RunSettings], None],
+    ):
+        """Reads the data and the checkpoint, and completes the settings. Raises ValueError, OSError
+        before it makes a folder."""
+        self.parser, self.settings = parser, settings
+        self.checkpoint = submodels = None
+        if settings.resume is None:
+            self.dataset = data.load(settings.data, settings.size, settings.test_share)
+        else:
+            self.checkpoint = checkpoints.to_resume(settings, given, stages)
+            self.dataset = data.load_as_trained(vars(settings), settings.data)
+            if self.dataset.checksum != settings.data_checksum:
+                raise ValueError(f"{settings.data} holds other images than those of the run")
+        fill_in(settings, self.dataset)
+        if (batch := min(settings.batch_size, len(self.dataset.x_train))) % ranks.count():
+            raise ValueError(f"{ranks.count()} ranks cannot share a batch of {batch} images")
+        if self.checkpoint is None:
+            settings.stage_epochs = divide_epochs(settings, stages)
+            if getattr(settings, "submodels", None) is not None:
+                submodels = checkpoints.end_of_stage1(settings)
+        check(settings)
+        self.device = options.pick_device(settings.device)
+        settings.precision = settings.precision or options.best_precision(self.device)
+        torch.manual_seed(settings.seed)
+        self.model = build(vars(settings)).to(self.device, memory_format=torch.channels_last)
+        if self.checkpoint is not None:
+            with files.reading(checkpoints.in_folder(settings.out), "checkpoint"):
+                checkpoints.load_weights(self.model, self.checkpoint)
+                checkpoints.set_rng_state(self.checkpoint["rng"], self.device)
+            self.history = list(self.checkpoint["history"])
+        else:
+            if submodels is not None:
+                checkpoints.load_weights(self.model, submodels)
+            settings.out = ranks.from_rank_0(None if ranks.rank() else make_folder(settings))
+            self.history = []
+        self.out = Path(settings.out)
+        torch.set_num_threads(settings.threads)  # they decide the last bits
         self.x_train = self.dataset.x_train.to(self.device)  # uint8 [N, C, H, W]
         self.y_train = self.dataset.y_train.to(self.device)
-        self.bar = None
+        self.bar = tqdm(disable=True)
 
     def announce(self) -> None:
         """Prints the data, the device and the plan."""
-        settings, dataset, N = self.settings, self.dataset, len(self.dataset.x_test)
-        shape = " x ".join(map(str, dataset.image_shape))
-        images = f"{len(dataset.x_train)} training and {N} test images, {shape}"
-        device = f"{options.device_name(self.device)}, {settings.precision}"
+        settings, N = self.settings, len(self.dataset.x_test)
+        shape = " x ".join(map(str, settings.image_shape))
+        images = f"{len(self.x_train)} training and {N} test images, {shape}"
         why = options.why_precision(self.device, settings.precision)
+        device = f"{options.device_name(self.device)}, {settings.precision}, {why}"
         hint = "" if settings.data == "cifar10" else "; the paper's setting is --data cifar10"
-        print(f"{dataset.name}: {images}; {device}, {why}{hint}")
+        print(f"{settings.data_name}: {images}; {device}{hint}")
         stages = settings.stage_epochs.items()
         plan = ", ".join(f"stage {stage}: {e} epoch{'s' * (e > 1)}" for stage, e in stages)
         method = "" if settings.method == "soe" else f"{settings.method}: "
@@ -127,28 +140,12 @@ class Run:
             error = 50 / math.sqrt(N)
             print(f"Few test images: a standard error of {error:.0f} points where 50 % are correct")
 
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        if self.lock is not None:
-            with contextlib.suppress(OSError):  # as on Windows, where it is open
-                Path(self.lock.lock_file).unlink()
-            self.lock.release()
-        torch.set_num_threads(self.threads_before)
-        advice = "nothing was trained yet"
-        if (self.out / "model.pt").exists():
-            folder = shlex.quote(str(self.out))
-            folder = f"./{folder}" if folder.startswith("-") else folder
-            advice = f"to resume: {self.parser.typed} --resume {folder}"
-        if isinstance(error, FloatingPointError | files.FileError):
-            self.parser.error(error)
-        if isinstance(error, files.SaveError):
-            self.parser.error(f"{error}; make room there; {advice}")
-        if isinstance(error, KeyboardInterrupt):
-            self.parser.exit(130, f"\nstopped; {advice}\n")
+    def advice(self) -> str:
+        """How to resume."""
+        if not (self.out / "model.pt").exists():
+            return "nothing was trained yet"
+        folder = shlex.quote(str(self.out))
+        return f"to resume: {self.parser.typed} --resume {'./' * folder.startswith('-')}{folder}"
 
     def begin(self, stage: int, optimizer: Optimizer, scheduler: LRScheduler) -> None:
         """Saves the start of a stage, or gives optimizer and scheduler the state of a stopped one.
@@ -160,14 +157,14 @@ class Run:
         self.done = sum(entry["stage"] == stage for entry in self.history)
         if 0 < self.done < self.total:
             with files.reading(self.out / "model.pt", "checkpoint"):
-                optimizer.load_state_dict(self.checkpoint["optimizer"])
-                if self.checkpoint["scheduler"]["last_epoch"] != self.done:
-                    raise ValueError("its learning rate is that of another epoch")
-                scheduler.load_state_dict(self.checkpoint["scheduler"])
+                checkpoints.load_optimizer(optimizer, self.checkpoint)
+            for _ in range(self.done):  # the rate follows from the settings
+                optimizer.step()  # without gradients nothing moves
+                scheduler.step()
         elif self.total and not self.done:
             self.save("model.pt")
+        quiet = True if ranks.rank() else None  # None: where stderr is no terminal
         steps = self.settings.steps_per_epoch
-        quiet = not sys.stderr.isatty() or ranks.rank() > 0
         self.bar = tqdm(total=self.total * steps, initial=self.done * steps, disable=quiet)
 
     def epochs(self, stage: int) -> Iterator[int]:
@@ -193,39 +190,42 @@ class Run:
         self.bar.update()
 
     def end_epoch(self, epoch: int) -> None:
-        """Averages what differs between ranks, checks the loss, saves, and prints a line.
+        """Averages what differs between ranks, checks the loss, measures, saves, prints a line.
 
         Raises FloatingPointError when the loss is no longer finite, SaveError.
         """
-        ranks.average_statistics(self.model)  # once an epoch, not once a step
+        settings, model = self.settings, self.model
+        ranks.average_statistics(model)  # once an epoch, not once a step
         ranks.average([self.loss])
         loss = self.loss.item() / self.steps  # checked once an epoch, as .item() synchronises
-        weights = self.model.state_dict().values()
+        weights = model.state_dict().values()
         if not math.isfinite(loss) or not all(value.isfinite().all() for value in weights):
             raise FloatingPointError(
                 f"the loss or a weight became NaN or infinite in epoch {epoch} of stage "
-                f"{self.stage}; start anew with a lower --lr (it is {self.settings.lr:g}); the "
+                f"{self.stage}; start anew with a lower --lr (it is {settings.lr:g}); the "
                 "checkpoint of the epoch before is kept"
             )
         entry = {"stage": self.stage, "epoch": len(self.history) + 1, "loss": loss}
-        entry |= by_expert(self.model, self.x_train, self.y_train)
-        if self.settings.eps:
-            entry["robust"] = robust(self.model, self.x_train, self.y_train, self.settings)
+        entry |= by_expert(model, self.x_train, self.y_train)
+        if settings.eps:
+            entry["robust"] = robust(model, self.x_train, self.y_train, settings)
         seconds = time.perf_counter() - self.begun
         entry |= {"lr": self.lr, "seconds": seconds, "device": options.device_name(self.device)}
         self.history.append(entry)
-        if epoch == self.total and self.stage < max(self.settings.stage_epochs):
+        if epoch == self.total and self.stage < max(settings.stage_epochs):
             self.save("submodels.pt")
         self.save("model.pt")
         if self.bar.disable or not sys.stdout.isatty():
-            accuracy = f"{entry['accuracy']:.1f} % clean"
-            accuracy += f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
-            line = f"stage {self.stage}, epoch {epoch}/{self.total}: loss {loss:.3f}, "
-            print(f"{line}training accuracy {accuracy}, {seconds:.1f} s", flush=True)
+            attacked = f", {entry['robust']:.1f} % attacked" if "robust" in entry else ""
+            accuracy = f"training accuracy {entry['accuracy']:.1f} % clean{attacked}"
+            line = f"stage {self.stage}, epoch {epoch}/{self.total}: loss {loss:.3f}, {accuracy}"
+            print(f"{line}, {seconds:.1f} s", flush=True)
 
     def save(self, name: str) -> None:
         """A checkpoint in the run's folder. Raises SaveError."""
-        self.checkpoint = {
+        if ranks.rank():
+            return
+        checkpoint = {
             "method": self.settings.method,
             "settings": vars(self.settings),
             "model": self.model.state_dict(),
@@ -235,12 +235,11 @@ class Run:
             "history": self.history,
             "rng": checkpoints.rng_state(self.device),
         }
-        if ranks.rank() == 0:
-            checkpoints.save(self.out / name, self.checkpoint)
+        checkpoints.save(self.out / name, checkpoint)
 
     def finish(self, evaluate: Callable[[nn.Module, Tensor, Tensor, float], dict]) -> None:
-        """Prints the table, evaluate(model, x, y, eps), and writes curves.png, metrics.json, which
-        marks the run as finished, and report.html."""
+        """Prints the table, evaluate(model, x, y, eps), and writes curves.png, report.html, and
+        last metrics.json, which marks the run as finished."""
         if ranks.rank():
             return
         settings, dataset = self.settings, self.dataset
@@ -260,23 +259,18 @@ class Run:
         } | result
         curves = pictures.curves(self.history)
         files.write(self.out / "curves.png", curves)
-        files.write(self.out / "metrics.json", json.dumps(metrics, indent=1).encode())
         page = report.html(settings, metrics, self.model, x, y, curves)
         files.write(self.out / "report.html", page)
+        files.write(self.out / "metrics.json", json.dumps(metrics, indent=1).encode())
         names = sorted(path.name for path in self.out.glob("[!.]*"))
         print(f"\nWrote {self.out}: {', '.join(names)}")
-
-
-def some(x_train: Tensor, y_train: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The same random training images each time, [count, C, H, W] in [0, 1], and labels [count]."""
-    chosen = data.choose(len(x_train), count)
-    return x_train[chosen].float() / 255, y_train[chosen]
 
 
 def robust(model: nn.Module, x_train: Tensor, y_train: Tensor, settings: RunSettings) -> float:
     """The percentage correct of 200 training images, attacked as in training but without random
     start. No test image is looked at before the end."""
-    x, y = some(x_train, y_train, 200)
+    chosen = data.choose(len(x_train), 200)
+    x, y = x_train[chosen].float() / 255, y_train[chosen]
     fast = speed.for_attack(model.eval())
     x_adv = attacks.pgd(fast, x, y, settings.eps, settings.alpha, settings.steps)
     return printing.percent(model.combine(*models.ask_experts(model, x_adv)).argmax(1) == y)
@@ -287,15 +281,16 @@ def by_expert(model: nn.Module, x_train: Tensor, y_train: Tensor) -> dict:
     """Percentages of 1,000 clean training images: those that the model has correct, those that each
     expert answers, and those on which it is best. No expert should starve (appendix 3.4). In a vote
     nobody answers alone."""
-    x, y = some(x_train, y_train, 1000)
-    model.eval()
-    logits, score = models.ask_experts(model, x)
-    best = expert_losses(logits, y).argmin(0)
-    experts = range(len(logits))
+    chosen = data.choose(len(x_train), 1000)
+    x, y = x_train[chosen].float() / 255, y_train[chosen]
+    logits, score = models.ask_experts(model.eval(), x)
     result = {"accuracy": printing.percent(model.combine(logits, score).argmax(-1) == y)}
-    if model.row != "vote":
-        result["answered"] = [printing.percent(score.argmax(0) == j) for j in experts]
-    return result | {"best": [printing.percent(best == j) for j in experts]}
+    firsts = {"answered": score.argmax(0), "best": expert_losses(logits, y).argmin(0)}  # [N]
+    for name, first in firsts.items():
+        result[name] = [printing.percent(first == j) for j in range(len(logits))]
+    if model.row == "vote":
+        del result["answered"]
+    return result
 
 
 # ----------------------------------------------------------------- settings, and where a run starts
@@ -307,45 +302,49 @@ def fill_in(settings: RunSettings, dataset: data.Data) -> None:
     settings.data_name, settings.num_classes = dataset.name, dataset.num_classes
     settings.image_shape, settings.data_checksum = list(dataset.image_shape), dataset.checksum
     settings.class_names = dataset.class_names
-    settings.threads = settings.threads or torch.get_num_threads()
     settings.ground = images.border(dataset.x_train) / 255
-    if settings.alpha is None:
-        settings.alpha = settings.eps / 3  # the authors' 0.01 at eps 0.03
-    if settings.lr is None:
-        settings.lr = {"sgd": 0.1, "adam": 1e-3}[settings.optimizer]
-    if settings.augment is None:
-        settings.augment = dataset.image_shape == (3, 32, 32)
-    if settings.epochs is None:
-        settings.epochs = options.default_epochs(settings.data)
+    defaults = {
+        "threads": torch.get_num_threads(),
+        "alpha": settings.eps / 3,  # the authors' 0.01 at eps 0.03
+        "lr": {"sgd": 0.1, "adam": 1e-3}[settings.optimizer],
+        "augment": dataset.image_shape == (3, 32, 32),
+        "epochs": options.default_epochs(settings.data),
+    }
+    for name, default in defaults.items():
+        if getattr(settings, name) is None:
+            setattr(settings, name, default)
 
 
 def divide_epochs(settings: RunSettings, stages: tuple[int, ...]) -> dict[int, int]:
     """{stage: epochs}, in equal parts unless --stage1-epochs says otherwise. Raises ValueError
     where there are too few."""
     total, first = settings.epochs, getattr(settings, "stage1_epochs", None)
-    after_stage1 = getattr(settings, "submodels", None) is not None
-    if first is not None:
-        if after_stage1:
+    if getattr(settings, "submodels", None) is not None:
+        if first is not None:
             raise ValueError("--stage1-epochs: with --submodels stage 1 is over")
-        if first > total:
-            raise ValueError(f"--stage1-epochs is {first} of {total} --epochs")
-        both = {1: first, 2: total - first}
-        return {stage: epochs for stage, epochs in both.items() if epochs}
-    stages = stages[1:] if after_stage1 else stages
-    each, rest = divmod(total, len(stages))
-    if each == 0:
-        raise ValueError(f"--epochs is {total}: {len(stages)} stages need at least {len(stages)}")
-    return dict.fromkeys(stages, each) | {stages[-1]: each + rest}
+        first = 0
+    elif first is None and total < len(stages):
+        raise ValueError(f"--epochs is {total}: 2 stages need at least 2")
+    elif first is None:
+        first = total // len(stages)
+    elif first > total:
+        raise ValueError(f"--stage1-epochs is {first} of {total} --epochs")
+    return {stage: epochs for stage, epochs in {1: first, 2: total - first}.items() if epochs}
 
 
 def make_folder(settings: RunSettings) -> str:
-    """A new folder for the run: --out, or the next free name. Raises ValueError, OSError."""
-    if settings.out is None:
-        method = "" if settings.method == "soe" else f"-{settings.method}"
-        name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
-        return str(files.new(Path("runs"), name))
-    folder = Path(settings.out)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"--out {folder} is taken: name a new or empty folder, or --resume it")
+    """A folder for a new run, locked: --out, or the next free name. Raises ValueError, OSError."""
+    method = "" if settings.method == "soe" else f"-{settings.method}"
+    name = f"{settings.data_name}{method}-eps{settings.eps:g}-n{settings.n}-seed{settings.seed}"
+    folder = files.new(Path("runs"), name) if settings.out is None else Path(settings.out)
+    taken = ValueError(f"--out {folder} is taken: name a new or empty folder, or --resume it")
+    if folder.exists() and not folder.is_dir():
+        raise taken
     folder.mkdir(parents=True, exist_ok=True)
+    files.lock(folder)
+    halves = files.half_written(folder)
+    if set(folder.iterdir()) - halves - {folder / ".lock"}:
+        raise taken
+    for path in halves:
+        path.unlink()
     return str(folder)

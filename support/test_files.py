@@ -33,7 +33,7 @@ class Code:
         ("fifo", "no checkpoint fifo"),
         ("bit.pt", "the checksum of"),
         ("nan.pt", "weights that are NaN"),
-        ("other.pt", "its setting n is"),
+        ("other.pt", "its n is"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_in_one_line(name, message, whole, refused):
@@ -55,29 +55,20 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(name, message, whole, refu
     assert not Path("executed").exists()
 
 
-LIES = [
-    *({"n": lie} for lie in ("3", 0, 10**7, 2.5, True, [3])),
-    *({"depth": lie} for lie in ("20", -4, 10**7)),
-    *({"eps": lie} for lie in (float("nan"), -0.1, 2, "0.1")),
-    *({"alpha": lie} for lie in (0, float("inf"))),
-    *({"batch_size": lie} for lie in (0, 2**63)),
-    {"steps": 0},
-    {"lr": 1e300},
-    {"seed": -1},
-    {"precision": "fp8"},
-    {"augment": "no"},
-    {"optimizer": "lion"},
-]
-METHODS_LIES = [{"sigma": 0}, {"lambda_": "1"}, {"weights": "worst"}]  # `infer` needs none of these
-
-
-@pytest.mark.parametrize("lie", LIES + METHODS_LIES, ids=str)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        *({"n": lie} for lie in ("3", 0, 10**7, 2.0, True, [3])),
+        *({"eps": lie} for lie in (float("nan"), -0.1, 2, "0.1")),
+        *({"depth": -4}, {"alpha": 0}, {"alpha": float("inf")}, {"batch_size": 2**63}),
+        *({"lr": 1e300}, {"seed": -1}, {"precision": "fp8"}, {"augment": "no"}, {"steps": None}),
+        *({"optimizer": "lion"}, {"sigma": 0}, {"lambda_": "1"}, {"weights": "worst"}),
+    ],
+    ids=str,
+)
 def test_a_checkpoint_has_no_setting_that_a_flag_would_not_take(lie, whole, refused):
     change_checkpoint(whole, "model.pt", lie)
-    (name,) = lie
-    assert f"its setting {name} is" in refused(train_collab, "--resume", ".")
-    if lie in LIES:
-        assert f"its setting {name} is" in refused(infer, ".")
+    assert f"its {[*lie][0]} is" in refused(train_collab, "--resume", ".")
 
 
 def test_weights_that_do_not_fit_say_what_may_have_changed(whole, refused):
@@ -122,12 +113,14 @@ def test_a_file_is_written_whole_or_not_at_all(fault, call, before, monkeypatch)
 def test_a_new_file_s_name_is_taken_at_once_and_given_back_if_nothing_is_written():
     path = Path("new.png")
     files.check_new(path, ".png", "--save")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="another process is working in new.png"):
         files.check_new(path, ".png", "--save")
     assert files.new(Path(), "new", ".png") == Path("new-2.png")
     files.write(path, b"content")
-    files.give_up_claims()
+    files.unlock()
     assert os.listdir() == ["new.png"]
+    with pytest.raises(ValueError, match="is there already"):
+        files.check_new(path, ".png", "--save")
 
 
 def test_a_number_is_free_only_where_every_ending_is():

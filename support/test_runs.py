@@ -169,13 +169,13 @@ def test_runs_of_the_same_name_get_numbers():
     assert runs.make_folder(settings) == str(Path("runs", "digits-soe-stage1-eps0.03-n3-seed0"))
 
 
-@pytest.mark.slow
-def test_a_run_that_runs_is_not_resumed_beside_it(refused):
-    stop_training("run")
-    lock = files.lock("run")
-    assert "another process is working in" in refused(train_collab, "--resume", "run")
-    lock.release()
-    train_collab.main(["--resume", "run"])
+def test_a_run_that_runs_is_not_resumed_or_even_read_beside_it(refused):
+    Path("run").mkdir()
+    files.lock(Path("run"))
+    other = files.locks.pop()  # as if another process had it
+    assert "another process is working in run" in refused(train_collab, "--resume", "run")
+    other.release()
+    assert "no checkpoint" in refused(train_collab, "--resume", "run")
 
 
 def test_nothing_of_the_users_is_overwritten(whole, refused):
@@ -192,14 +192,13 @@ def test_nothing_of_the_users_is_overwritten(whole, refused):
 
 
 def test_a_folder_that_cannot_be_written_to_is_noticed_before_the_work(whole, monkeypatch, refused):
-    def forbidden(path, mode):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(files, "open", forbidden, raising=False)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    for script, *argv in ((xor_demo, "--out"), (infer, whole, "0", "--save")):
-        assert "a.png: Permission denied" in refused(script, *argv, "a.png")
-    assert "cannot be written to" in refused(compare, "--out", ".", "--methods", "plain")
+    for script, *argv in (
+        (xor_demo, "--out", "a.png"),
+        (infer, whole, "0", "--save", "a.png"),
+        (compare, "--out", ".", "--methods", "plain"),
+    ):
+        assert "cannot be written to" in refused(script, *argv)
 
 
 def test_the_authors_rules_train_too():
@@ -303,11 +302,6 @@ def test_robust_accuracy_is_that_of_pgd_on_200_training_images(whole):
 def test_stage1_epochs_leave_the_rest_to_stage_2(first, kept):
     train_small("run", "--stage1-epochs", str(first))
     assert stages("run") == kept
-
-
-def test_more_stage1_epochs_than_epochs_are_refused(refused):
-    assert "is 5 of 4" in refused(train_collab, *SMALL, "--stage1-epochs", "5")
-    assert not Path("runs").exists()
 
 
 # ------------------------------------------------------------------------------ the CPU's threads
