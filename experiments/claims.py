@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.intervals import images, interval
-from experiments.records import NAMES, Place, measurements, paired
+from experiments.records import NAMES, TRAP, Place, measurements, paired
 
 MARGIN = 3.0  # points; the paper's own deviations are 0.5 to 3.2
 EPOCHS = {"digits": 30, "cifar10": 100, "cifar10-jpeg": 16}  # of the runs that count here
@@ -31,7 +31,8 @@ ON_DIGITS = {(2, 0.02): SMALL, (2, 0.05): MIDDLE, (8, 0.1): SMALL, (8, 0.2): MID
 STRONGER = {"gal": "gal --optimizer sgd", "adp": "adp --optimizer sgd"}  # on digits
 TRANSFER = ("transfer3", "transfer30")
 SOE, ONE = ("soe", 3), ("plain", 1)  # three experts, and one network: (method, M)
-DEFAULTS = {"lr": 0.1, "sigma": 1.0, "lambda_": 1.0, "confidence": "ehead", "weights": "best"}
+TRAPPED = (f"soe{TRAP}", 3)
+DEFAULTS = {"lr": 0.1, "lambda_": 1.0, "weights": "best"}
 
 
 def size(place: Place) -> str:
@@ -215,6 +216,13 @@ class Claim(NamedTuple):
 
 
 more, same = partial(Claim, "more"), partial(Claim, "same")
+
+
+def trapped(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same frame with sigma = 1, the trap, in SoE's place."""
+    ours = runs["method"].str.match("soe(-stage1)?( at|'s|$)", na=False)
+    theirs = runs[~ours]
+    return theirs.assign(method=theirs["method"].str.replace(TRAP, "", regex=False))
 
 
 def judged(runs: pd.DataFrame) -> list[Claim]:

@@ -44,7 +44,7 @@ def legend_below(figure: Figure, columns: int) -> bytes:
 def experts_by_class(runs: pd.DataFrame) -> bytes:
     """A panel for each title, its first SoE: each expert's clean accuracy on each class, in numbers
     and shades, and a frame around who answers most of it."""
-    titles = by_title(runs[runs["method"] == "soe"])
+    titles = by_title(runs)
     figure, axes = subplots(math.ceil(len(titles) / 2), 2, figsize=(11, 2 * len(titles) / 2))
     for axis, (title, of_title) in zip(axes.flat, titles):
         record = of_title["record"].iloc[0]

@@ -21,12 +21,14 @@ import pandas as pd
 
 from experiments.intervals import images
 from support import files, options
+from train_submodel import SoESettings
 
 RESULTS = Path(__file__).parent / "results"
 RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
 NAMES = {"cifar10-jpeg-10000": "photos", "cifar10-10000": "CIFAR-10, 10,000 images"}
 NAMES |= {"cifar10-jpeg": "50,000 photos", "cifar10": "CIFAR-10"}
 NAMES |= {"digits-val": "held-out digits", "photos-val": "held-out photos"}
+TRAP = " --sigma 1 --confidence ehead"  # SoE's flags, where experts share out the classes
 
 # ------------------------------------------------------------------------------------- the files
 
@@ -119,7 +121,8 @@ def row(record: dict) -> dict:
     """The columns of a record. Accuracies are in %, those of columns it has not are not a number
     (NaN); "correct" is {column: 0 or 1 for each image, an array [N]}."""
     if "method" in record:
-        settings, method, units = record["settings"], str(record["method"]), int(record["units"])
+        settings, units = record["settings"], int(record["units"])
+        method = named(str(record["method"]), settings)
         eps = float(settings["eps"])
     elif "eps" in record:
         settings, command, eps = record["model"], record["command"], float(record["eps"])
@@ -162,7 +165,21 @@ def row(record: dict) -> dict:
 
 def trained_as(settings: dict) -> str:
     """A model's method, and how an ensemble was trained: "plain-together"."""
-    return "-".join([settings["method"], *(f for f in ("together", "jointly") if settings.get(f))])
+    method = [settings["method"], *(f for f in ("together", "jointly") if settings.get(f))]
+    return named("-".join(method), settings)
+
+
+def named(method: str, settings: dict) -> str:
+    """SoE's reading by the flags that differ from today's defaults, whichever were typed: older
+    runs had others. Eq. 7's sigma counts for nothing under the authors' weights."""
+    if not (parts := re.fullmatch("(soe(?:-stage1)?)((?: .*)?)", method)):
+        return method
+    (name, flags), default = parts.groups(), SoESettings()
+    if settings.get("weights", "best") == "best" and settings["sigma"] != default.sigma:
+        name += f" --sigma {settings['sigma']:g}"
+    if settings.get("confidence", "ehead") != default.confidence:
+        name += " --confidence ehead"
+    return name + re.sub(r" --(sigma|confidence) \S+", "", flags)
 
 
 def by_title(runs: pd.DataFrame, first: str = "soe") -> list[tuple[str, pd.DataFrame]]:

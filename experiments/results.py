@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 
 from experiments import figures
-from experiments.claims import ONE, SOE, TRANSFER, compared, counted, judged, select
+from experiments.claims import ONE, SOE, TRANSFER, TRAPPED
+from experiments.claims import compared, counted, judged, select, trapped
 from experiments.intervals import interval
 from experiments.records import NAMES, by_title, frame, matching, measurements, paired, trained_as
 from support import files, options
@@ -201,7 +202,7 @@ def summary(runs: pd.DataFrame) -> str:
     photos = counted(runs).query("data != 'digits' and eps == 0.03 and method != 'soft-synergy'")
     measured = pd.concat([digits, photos.replace({"method": {tuned: "soft-synergy"}})])
     ensemble, soft, cells = ("plain-together", 3), ("soft-synergy", 3), {}
-    for name, method in {"SoE": SOE, "the ensemble": ensemble, "soft synergy": soft}.items():
+    for name, method in {"SoE": SOE, "at sigma = 1": TRAPPED, "the ensemble": ensemble, "soft synergy": soft}.items():
         of_method = select(measured, *method, "clean", "worst")
         mean = of_method.groupby(["place", "column"])["accuracy"].mean().unstack()
         mean = mean.map("{:.1f}".format).astype(object)
@@ -215,12 +216,15 @@ def summary(runs: pd.DataFrame) -> str:
 def table2(runs: pd.DataFrame) -> str:
     """Clean accuracy of SoE and of each expert, from the best to the worst."""
     paper, ranks = PAPER["table 2"], ["best expert", "second", "third"]
-    soe = select(counted(runs).query("eps > 0"), *SOE, "clean")
+    measured = counted(runs).query("eps > 0")
+    soe = pd.concat([select(measured, *SOE, "clean"), select(measured, *TRAPPED, "clean")])
+    soe = soe.assign(reading=soe["method"].map({SOE[0]: "", TRAPPED[0]: "sigma = 1"}))
     best = [sorted(accuracies, reverse=True) for accuracies in soe["experts"]]
     soe = soe.join(pd.DataFrame(best, soe.index, ranks)).rename(columns={"any": "any correct"})
-    cells = soe.groupby("place")[["accuracy", *ranks, "any correct"]].agg(accuracy)
+    rows = soe.groupby(["reading", "place"])[["accuracy", *ranks, "any correct"]]
+    cells = rows.agg(accuracy).reset_index("reading")
     theirs = [f"{value:.1f}" for value in (paper["soe"], *sorted(paper["experts"], reverse=True))]
-    theirs = pd.DataFrame([[*theirs, "-"]], ["the paper, eps 0.02"], cells.columns)
+    theirs = pd.DataFrame([["", *theirs, "-"]], ["the paper, eps 0.02"], cells.columns)
     return table(pd.concat([theirs, cells]).rename(columns={"accuracy": "SoE"}))
 
 
@@ -251,22 +255,24 @@ def table4(runs: pd.DataFrame) -> str:
         "one network": by_place(clean, ONE, "clean"),
         "SoE": by_place(clean, SOE, "clean"),
         "gain": less(clean, SOE, ONE, "clean"),
+        "at sigma = 1": by_place(clean, TRAPPED, "clean"),
+        "gain at sigma = 1": less(clean, TRAPPED, ONE, "clean"),
         "three networks, their vote": by_place(clean, vote, "clean"),
         "its gain": less(clean, vote, ONE, "clean"),
     }
-    cells = pd.DataFrame(cells).dropna(subset="gain")
+    cells = pd.DataFrame(cells).dropna(subset="gain at sigma = 1").astype(object)
     theirs = {depth: pair for depth, *pair in zip(paper["depth"], paper["plain"], paper["soe"])}
     for place in cells.index:
         if place.data != "digits" and place.depth in theirs:
             one, soe = theirs[place.depth]
             for column, value in {"one network": one, "SoE": soe, "gain": soe - one}.items():
-                cells.loc[place, column] += f" ({value:.1f})"
+                cells.loc[place, column] = f"{cells[column].fillna('-')[place]} ({value:.1f})"
     return table(cells)
 
 
 def figure2(runs: pd.DataFrame) -> str:
-    """SoE with and without stage 2, on images made against other networks."""
-    pairs = compared(counted(runs).query("eps > 0"), SOE, ("soe-stage1", 3), *TRANSFER)
+    """SoE at sigma = 1 with and without stage 2, on images made against other networks."""
+    pairs = compared(counted(trapped(runs)).query("eps > 0"), SOE, ("soe-stage1", 3), *TRANSFER)
     pairs["column"] = pairs["column"].str.removeprefix("transfer")
     cells = {"accuracy": accuracy, "accuracy of theirs": accuracy, "difference": signed}
     cells = pairs.groupby(["place", "column"]).agg(cells)
@@ -280,9 +286,9 @@ def figures34(runs: pd.DataFrame) -> str:
 
 
 def softened(runs: pd.DataFrame) -> str:
-    """SoE's experts as they are: the most confident one answers, all by their weights, or a vote;
+    """Experts of SoE at sigma = 1 as they are: the most confident one answers, all by their weights, or a vote;
     each attacked itself. On the seeds that all rows of a place have."""
-    measured = counted(runs).query("M == 3 and column in ['clean', 'worst']")
+    measured = counted(trapped(runs)).query("M == 3 and column in ['clean', 'worst']")
     measured = measured[measured["method"].str.fullmatch("soe|soe at T = .*|soe's vote")]
     rows = measured.groupby("place")["method"].transform("nunique")
     of_seed = measured.groupby(["place", "seed"])["method"].transform("nunique")
@@ -352,27 +358,29 @@ def claims(runs: pd.DataFrame) -> str:
     """A row for each claim: the verdict, with a link to all that was measured, and the measurement
     that stands for them: of most seeds, then on photographs, then where networks are deepest."""
     rows = {}
-    for number, claim in enumerate(judged(runs), 1):
+    for number, (claim, at_1) in enumerate(zip(judged(runs), judged(trapped(runs))), 1):
         example = ["-", "-"]
         if claim.evidence:
             one = max(reversed(claim.evidence), key=lambda one: (one.seeds, "photos" in one.where))
             example = [one.where, f"[{one}]({one.file})"]
         said = f"[**{claim.verdict}**](claims.md#{number})"
-        rows[number] = [claim.text, claim.place, said, *example]
-    head = ["the paper's claim", "appendix", "verdict", "for example", "difference"]
+        rows[number] = [claim.text, claim.place, said, *example, at_1.verdict]
+    head = ["the paper's claim", "appendix", "verdict", "for example", "difference", "at sigma = 1"]
     return table(pd.DataFrame.from_dict(rows, "index", columns=head))
 
 
 def evidence(runs: pd.DataFrame) -> str:
     """Every measurement that speaks of a claim, a table a claim."""
     parts = []
-    for number, claim in enumerate(judged(runs), 1):
+    for number, (claim, at_1) in enumerate(zip(judged(runs), judged(trapped(runs))), 1):
         where = "not in the paper" if claim.place == "-" else f"appendix {claim.place}"
         parts.append(f"### {number}\n\n{claim.text} ({where}): **{claim.verdict}**")
-        says = [[f"[{one}]({one.file})", claim.says(one)] for one in claim.evidence]
-        if says:
-            places = [one.where for one in claim.evidence]
-            parts.append(table(pd.DataFrame(says, places, ["difference", "says"])))
+        for heading, judgement in {"": claim, "at sigma = 1": at_1}.items():
+            says = [[f"[{one}]({one.file})", claim.says(one)] for one in judgement.evidence]
+            if says and not (heading and judgement.evidence == claim.evidence):
+                places = [one.where for one in judgement.evidence]
+                cells = pd.DataFrame(says, places, ["difference", "says"])
+                parts.append(table(cells, heading))
     return "\n\n".join(parts)
 
 
