@@ -489,7 +489,7 @@ def test_no_expert_of_the_default_run_starves(default_run):
 
 def test_the_learning_rate_falls_at_half_and_three_quarters_of_each_stage(default_run):
     rates = [entry["lr"] for entry in default_run[1]["epochs"]]
-    stage = [0.1] * 4 + [0.01] * 2 + [0.001] * 2
+    stage = [0.1] * 2 + [0.01] + [0.001]
     assert rates == pytest.approx(stage + stage)
 
 

@@ -35,7 +35,7 @@ class Settings(options.RunSettings):
     eps: float = option(
         0.03, options.radius_or_0, "epsilon, l-infinity, pixels in [0, 1]; or 8/255"
     )
-    epochs: int = option(None, options.count, "of all stages (default: 16 on digits, else 100)")
+    epochs: int = option(None, options.count, "of all stages (default: 8 on digits, else 100)")
     # The authors' code.
     steps: int = option(10, options.count, "S, the steps of PGD")
     random_start: bool = option(False, bool, "PGD starts at a random point of the ball")

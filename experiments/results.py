@@ -22,8 +22,17 @@ import numpy as np
 import pandas as pd
 
 from experiments import figures
-from experiments.claims import ONE, SOE, TRANSFER, TRAPPED
-from experiments.claims import compared, counted, judged, select, trapped
+from experiments.claims import (
+    ONE,
+    SOE,
+    TRANSFER,
+    TRAPPED,
+    compared,
+    counted,
+    judged,
+    select,
+    trapped,
+)
 from experiments.intervals import interval
 from experiments.records import NAMES, by_title, frame, matching, measurements, paired, trained_as
 from support import files, options
@@ -195,21 +204,19 @@ def less(
 
 
 def summary(runs: pd.DataFrame) -> str:
-    """SoE, the ensemble and soft synergy: clean accuracy, and what is left of it under the worst
-    attack, at the paper's eps 0.03, on digits at 0.1. † marks one seed of training."""
-    tuned = "soft-synergy --lr 0.03 --temperature 3"  # on photographs
-    digits = counted(runs).query("data == 'digits' and eps == 0.1 and method != @tuned")
-    photos = counted(runs).query("data != 'digits' and eps == 0.03 and method != 'soft-synergy'")
-    measured = pd.concat([digits, photos.replace({"method": {tuned: "soft-synergy"}})])
-    ensemble, soft, cells = ("plain-together", 3), ("soft-synergy", 3), {}
-    for name, method in {"SoE": SOE, "at sigma = 1": TRAPPED, "the ensemble": ensemble, "soft synergy": soft}.items():
+    """SoE and the ensemble: clean accuracy, and what is left of it under the worst attack, at the
+    paper's eps 0.03, on digits at 0.1. † marks one seed of training."""
+    measured = counted(runs)
+    measured = measured[measured["eps"] == measured["data"].map({"digits": 0.1}).fillna(0.03)]
+    ensemble, cells = ("plain-together", 3), {}
+    methods = {"SoE": SOE, "SoE at sigma = 1": TRAPPED, "the ensemble": ensemble}
+    for name, method in methods.items():
         of_method = select(measured, *method, "clean", "worst")
         mean = of_method.groupby(["place", "column"])["accuracy"].mean().unstack()
         mean = mean.map("{:.1f}".format).astype(object)
         cells[name] = mean["clean"] + " → **" + mean["worst"] + "**"
     cells["the ensemble, less SoE"] = less(measured, ensemble, SOE, "worst", "†")
-    cells["soft synergy, less the ensemble"] = less(measured, soft, ensemble, "worst", "†")
-    cells = pd.DataFrame(cells).dropna(subset="the ensemble")
+    cells = pd.DataFrame(cells).dropna(subset="the ensemble, less SoE")
     return table(cells, "clean → under the worst attack")
 
 
@@ -286,8 +293,8 @@ def figures34(runs: pd.DataFrame) -> str:
 
 
 def softened(runs: pd.DataFrame) -> str:
-    """Experts of SoE at sigma = 1 as they are: the most confident one answers, all by their weights, or a vote;
-    each attacked itself. On the seeds that all rows of a place have."""
+    """Experts of SoE at sigma = 1 as they are: the most confident one answers, all by their
+    weights, or a vote; each attacked itself. On the seeds that all rows of a place have."""
     measured = counted(trapped(runs)).query("M == 3 and column in ['clean', 'worst']")
     measured = measured[measured["method"].str.fullmatch("soe|soe at T = .*|soe's vote")]
     rows = measured.groupby("place")["method"].transform("nunique")
