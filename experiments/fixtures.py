@@ -118,7 +118,7 @@ def record_of(method: str, correct: dict[str, str | int], **changed) -> dict:
     """What experiments.compare writes of a run, as far as a table reads it. `correct` holds bits,
     or how many of 100 images are correct; `changed` replaces settings, or other parts."""
     settings = {"data_name": "digits", "depth": 2, "eps": 0.1, "n": 3, "seed": 0, "epochs": 30}
-    settings["data_checksum"] = 1
+    settings |= {"data_checksum": 1, "sigma": 10.0, "confidence": "rectified"}
     settings |= {name: changed.pop(name) for name in settings if name in changed}
     correct = {c: b if isinstance(b, str) else f"{'1' * b:0<100}" for c, b in correct.items()}
     experts = {f"expert {j}": {"clean": 10.0} for j in (1, 2, 3)}

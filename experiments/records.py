@@ -146,7 +146,7 @@ def row(record: dict) -> dict:
         "M": int(settings["n"]),
         "eps": eps,  # of the attack
         "trained_eps": float(settings["eps"]),
-        "place": Place(settings["data_name"], settings["depth"], eps),
+        "place": Place(str(settings["data_name"]), int(settings["depth"]), eps),
         **{name: int(settings[name]) for name in ("seed", "epochs")},
         "units": units,
         **{column: 100 * bits.sum() / len(bits) for column, bits in correct.items()},
@@ -177,8 +177,8 @@ def named(method: str, settings: dict) -> str:
     (name, flags), default = parts.groups(), SoESettings()
     if settings.get("weights", "best") == "best" and settings["sigma"] != default.sigma:
         name += f" --sigma {settings['sigma']:g}"
-    if settings.get("confidence", "ehead") != default.confidence:
-        name += " --confidence ehead"
+    if settings["confidence"] != default.confidence:
+        name += f" --confidence {settings['confidence']}"
     return name + re.sub(r" --(sigma|confidence) \S+", "", flags)
 
 

@@ -267,7 +267,8 @@ def table4(runs: pd.DataFrame) -> str:
         "three networks, their vote": by_place(clean, vote, "clean"),
         "its gain": less(clean, vote, ONE, "clean"),
     }
-    cells = pd.DataFrame(cells).dropna(subset="gain at sigma = 1").astype(object)
+    cells = pd.DataFrame(cells).dropna(subset=["gain", "gain at sigma = 1"], how="all")
+    cells = cells.astype(object)
     theirs = {depth: pair for depth, *pair in zip(paper["depth"], paper["plain"], paper["soe"])}
     for place in cells.index:
         if place.data != "digits" and place.depth in theirs:

@@ -45,7 +45,7 @@ def test_at_its_limits_the_most_confident_expert_answers_or_all_vote(T, limit):
 
 def test_its_answer_is_the_mixture_of_probabilities():
     model, x, _ = batch(T=0.5)
-    logits, score = Collaboration(model.eval().experts).all_experts(x)
+    logits, score = Collaboration(model.eval().experts, "ehead").all_experts(x)
     p = ((score / 0.5).softmax(0)[:, :, None] * logits.softmax(-1)).sum(0)
     assert torch.allclose(model(x).exp(), p, atol=1e-6) and routes(model)
 
