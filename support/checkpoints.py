@@ -180,13 +180,13 @@ def load_optimizer(optimizer: Optimizer, checkpoint: dict) -> None:
     do not fit."""
     (group,), state = optimizer.param_groups, checkpoint["optimizer"]["state"]
     names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in group else {"momentum_buffer"}
+    fits = [set(values) == names for values in state.values()]
     for i, values in state.items():
-        for value in values.values():
-            same = value.shape in ((), group["params"][i].shape) and value.dtype == torch.float32
-            if not same or set(values) != names or not value.isfinite().all():
-                raise ValueError("its optimizer is not that of its settings")
-    if not state:
-        raise ValueError("its optimizer has no momentum")
+        shapes = ((), group["params"][i].shape)
+        fits += [v.shape in shapes and v.dtype == torch.float32 for v in values.values()]
+        fits += [bool(v.isfinite().all()) for v in values.values()]
+    if not fits or not all(fits):
+        raise ValueError("its optimizer is not that of its settings")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 

@@ -28,7 +28,7 @@ import xor_demo
 from baselines import adp, plain
 from data.images import open_image, read_image
 from experiments import evaluate, records
-from experiments.fixtures import arrays, stop_training
+from experiments.fixtures import arrays, change_checkpoint, stop_training
 from support import checkpoints, files, options, pictures, runs
 
 CASES = 120  # of each kind
@@ -188,6 +188,24 @@ def test_a_checkpoint_that_lies_is_refused_in_one_line(digest, stopped, monkeypa
             assert digest != "kept" and types(checkpoint) == types(true), case
         assert os.listdir("run") == ["model.pt"], case
     assert refusals == CASES if digest == "kept" else refusals > CASES / 2
+
+
+@pytest.mark.parametrize(
+    "settings, others",
+    [
+        *(({"stage_epochs": lie}, {}) for lie in ({3: 4}, {1: 2}, {1: -1, 2: 5}, {2: 4})),
+        *(({name: lie}, {}) for name, lie in (("class_names", ["a"]), ("image_shape", [8, 8]))),
+        *(({}, {"history": lie}) for lie in ([], [{"stage": 7}], [{"epoch": 1}], None)),
+        *(({}, {"optimizer": lie}) for lie in ({}, {"state": {}}, {"state": {0: {}}}, None)),
+        *(({}, {"rng": {}}), ({}, {"epoch": 3}), ({"model": "ensemble"}, {})),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_contradicts_itself_is_refused(settings, others, stopped, refused):
+    """With a digest that is right."""
+    Path("run").mkdir()
+    change_checkpoint(stopped, Path("run/model.pt"), settings, **others)
+    assert "run/model.pt is damaged" in refused(train_collab, "--resume", "run", "--device", "cpu")
 
 
 def test_a_checkpoint_of_an_older_version_has_no_digest_and_resumes(stopped, monkeypatch, capsys):
