@@ -155,6 +155,14 @@ def check_record(path: Path, run: Run, args: Namespace, dataset: data.Data) -> N
             raise ValueError(f"{path} is of another {part} ({theirs}): move it elsewhere")
 
 
+def check_strength(args: Namespace) -> None:
+    """Raises ValueError where the methods would be judged by unequal attacks."""
+    votes = [m for m in args.methods if args.n == 1 or METHODS[m.split()[0]].model == "ensemble"]
+    if votes and max(args.eps) and "adaptive" in args.attack and "apgd" not in args.attack:
+        why = "it has no router that adaptive could mislead"
+        raise ValueError(f"{votes[0]} would be judged by weaker attacks: {why}; add apgd")
+
+
 def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
     """Does the runs of the plan that have no JSON file and are not `stored`. Returns all JSON files
     of the plan, and how many runs failed. Raises ValueError, OSError, SystemExit."""
@@ -190,14 +198,6 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
         else:
             files.write(path, json.dumps(evaluate(run, args, dataset)).encode())
     return [path for path in results if path.exists()], failed
-
-
-def check_strength(args: Namespace) -> None:
-    """Raises ValueError where the methods would be judged by unequal attacks."""
-    votes = [m for m in args.methods if args.n == 1 or METHODS[m.split()[0]].model == "ensemble"]
-    if votes and max(args.eps) and "adaptive" in args.attack and "apgd" not in args.attack:
-        why = "it has no router that adaptive could mislead"
-        raise ValueError(f"{votes[0]} would be judged by weaker attacks: {why}; add apgd")
 
 
 def show(finished: list[Path], args: Namespace) -> None:

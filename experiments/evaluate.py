@@ -169,7 +169,9 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor, table: dict[str, float]) -> l
 
 
 def print_referee(result: dict) -> None:
-    """Prints what `who_decided` and `doubts` have returned."""
+    """Prints what `who_decided` and `doubts` have returned, and what ± means in the table."""
+    if result["deviation"]:
+        print("\n±: the standard deviation over the seeds of the attacks, of one trained model")
     if result["decided"]:
         parts = [f"{name} {n['took']} ({n['alone']})" for name, n in result["decided"].items()]
         print(f"\nImages taken (by this attack alone): {', '.join(parts)}")
