@@ -217,10 +217,10 @@ def show(finished: list[Path], args: Namespace) -> None:
 def measured(name: str) -> pd.DataFrame:
     """The measurements of one method in a JSON file, or in the project's records whose names fit.
     Raises ValueError where there are none, or of several."""
-    found = records.read(Path(name)) if Path(name).is_file() else records.matching(name)
-    if not found:
+    fitting = records.read(Path(name)) if Path(name).is_file() else records.matching(name)
+    if not fitting:
         raise ValueError(f"there is no file, and no record, {name}")
-    runs = records.frame(found)
+    runs = records.frame(fitting)
     if len(runs[["method", "M", "depth"]].drop_duplicates()) > 1:
         raise ValueError(f"{name} names several methods, numbers of experts or depths")
     return records.measurements(runs)

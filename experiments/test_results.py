@@ -212,14 +212,15 @@ def part_of(tmp_path):
     content["x_train"][:, 0, 0], content["x_test"][:, 0, 0] = np.arange(80).reshape(2, 40)
     np.savez(tmp_path / "mine.npz", **content)
 
-    def of(*flags):
+    def part(*flags):
         out = str(tmp_path / f"{'_'.join(flags).replace('/', '_')}.npz")
         subset.main(["--data", str(tmp_path / "mine.npz"), "--out", out, *flags])
-        part = data.load(out)
-        assert torch.equal(part.y_test, part.x_test[:, 0, 0, 0] % 4)  # their labels
-        return part.x_train[:, 0, 0, 0].tolist(), part.x_test[:, 0, 0, 0].tolist()
+        images = data.load(out)
+        train, test = images.x_train[:, 0, 0, 0], images.x_test[:, 0, 0, 0]
+        assert torch.equal(images.y_test, test % 4)  # their labels
+        return train.tolist(), test.tolist()
 
-    return of
+    return part
 
 
 def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(part_of):
