@@ -36,7 +36,7 @@ import infer
 from baselines import methods
 from baselines.methods import Method
 from experiments import records, soft_synergy, train_or_resume
-from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure
+from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure, take_name
 from experiments.results import accuracy, comparison, signed, table
 from experiments.soft_synergy import SoftSettings, soft_loss
 from models import ResNet
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{between(*args.between)}\n\n{MEANING}")
             return
         if args.csv:
-            files.check_new(Path(args.csv), ".csv", "--csv")
+            take_name(args.csv, ".csv", "--csv")
         finished, failed = train_and_attack(args)
         if finished:
             show(finished, args)
