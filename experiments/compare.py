@@ -36,7 +36,7 @@ import infer
 from baselines import methods
 from baselines.methods import Method
 from experiments import records, soft_synergy, train_or_resume
-from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure
+from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure, take_name
 from experiments.results import accuracy, comparison, signed, table
 from experiments.soft_synergy import SoftSettings, soft_loss
 from models import ResNet
@@ -155,6 +155,14 @@ def check_record(path: Path, run: Run, args: Namespace, dataset: data.Data) -> N
             raise ValueError(f"{path} is of another {part} ({theirs}): move it elsewhere")
 
 
+def check_strength(args: Namespace) -> None:
+    """Raises ValueError where the methods would be judged by unequal attacks."""
+    votes = [m for m in args.methods if args.n == 1 or METHODS[m.split()[0]].model == "ensemble"]
+    if votes and max(args.eps) and "adaptive" in args.attack and "apgd" not in args.attack:
+        why = "it has no router that adaptive could mislead"
+        raise ValueError(f"{votes[0]} would be judged by weaker attacks: {why}; add apgd")
+
+
 def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list[Path], int]:
     """Does the runs of the plan that have no JSON file and are not `stored`. Returns all JSON files
     of the plan, and how many runs failed. Raises ValueError, OSError, SystemExit."""
@@ -192,14 +200,6 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
     return [path for path in results if path.exists()], failed
 
 
-def check_strength(args: Namespace) -> None:
-    """Raises ValueError where the methods would be judged by unequal attacks."""
-    votes = [m for m in args.methods if args.n == 1 or METHODS[m.split()[0]].model == "ensemble"]
-    if votes and max(args.eps) and "adaptive" in args.attack and "apgd" not in args.attack:
-        why = "it has no router that adaptive could mislead"
-        raise ValueError(f"{votes[0]} would be judged by weaker attacks: {why}; add apgd")
-
-
 def show(finished: list[Path], args: Namespace) -> None:
     """Prints the tables of these files, and writes their numbers to --csv."""
     runs = records.frame(record for path in finished for record in records.read(path))
@@ -217,10 +217,10 @@ def show(finished: list[Path], args: Namespace) -> None:
 def measured(name: str) -> pd.DataFrame:
     """The measurements of one method in a JSON file, or in the project's records whose names fit.
     Raises ValueError where there are none, or of several."""
-    found = records.read(Path(name)) if Path(name).is_file() else records.matching(name)
-    if not found:
+    fitting = records.read(Path(name)) if Path(name).is_file() else records.matching(name)
+    if not fitting:
         raise ValueError(f"there is no file, and no record, {name}")
-    runs = records.frame(found)
+    runs = records.frame(fitting)
     if len(runs[["method", "M", "depth"]].drop_duplicates()) > 1:
         raise ValueError(f"{name} names several methods, numbers of experts or depths")
     return records.measurements(runs)
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{between(*args.between)}\n\n{MEANING}")
             return
         if args.csv:
-            files.check_new(Path(args.csv), ".csv", "--csv")
+            take_name(args.csv, ".csv", "--csv")
         finished, failed = train_and_attack(args)
         if finished:
             show(finished, args)

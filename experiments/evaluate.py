@@ -169,7 +169,9 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor, table: dict[str, float]) -> l
 
 
 def print_referee(result: dict) -> None:
-    """Prints what `who_decided` and `doubts` have returned."""
+    """Prints what `who_decided` and `doubts` have returned, and what ± means in the table."""
+    if result["deviation"]:
+        print("\n±: the standard deviation over the seeds of the attacks, of one trained model")
     if result["decided"]:
         parts = [f"{name} {n['took']} ({n['alone']})" for name, n in result["decided"].items()]
         print(f"\nImages taken (by this attack alone): {', '.join(parts)}")
@@ -194,6 +196,15 @@ def part_of(model: nn.Module, part: str | None, T: float | None = None) -> nn.Mo
     if part.isdecimal() and 1 <= int(part) <= len(model.experts):
         return Collaboration([model.experts[int(part) - 1]])
     raise ValueError(f"--part is {part}: it must be vote, or an expert, 1 to {len(model.experts)}")
+
+
+def take_name(name: str | Path, ending: str, flag: str) -> None:
+    """Takes the name of a new file, also where a process that was killed left an empty one. Raises
+    ValueError, OSError."""
+    path = Path(name)
+    if path.suffix == ending and path.is_file() and path.stat().st_size == 0:
+        path.unlink()
+    files.check_new(path, ending, flag)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -247,13 +258,13 @@ def run(args: Namespace) -> None:
         raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
     folder, several = checkpoints.in_folder(args.checkpoint).parent, len(args.eps) > 1
     if args.out:
-        files.check_new(Path(args.out), ".json", "--out")
+        take_name(args.out, ".json", "--out")
     else:
         files.check_writable(folder)
     if args.out and several:
-        files.check_new(Path(args.out).with_suffix(".png"), ".png", "--out")
+        take_name(Path(args.out).with_suffix(".png"), ".png", "--out")
     if args.csv:
-        files.check_new(Path(args.csv), ".csv", "--csv")
+        take_name(args.csv, ".csv", "--csv")
     (x, y), results = dataset.test_images(device, chosen), {}
     for eps in args.eps:
         columns = attacks_at(made_here, model, eps, args.steps, args.queries, args.rescale)

@@ -189,7 +189,7 @@ def by_title(runs: pd.DataFrame, first: str = "soe") -> list[tuple[str, pd.DataF
     rival = ~runs["method"].str.startswith(first)
     runs = runs.assign(title=merged, rival=rival).sort_values(["rival", "method", "seed"])
     groups = runs.groupby(["title", "M", "depth", "eps"], sort=False)
-    return [(f"{data}, {M} x ResNet{d}, eps {eps:g}", of) for (data, M, d, eps), of in groups]
+    return [(f"{data}, {M} x ResNet{d}, eps {eps:g}", runs) for (data, M, d, eps), runs in groups]
 
 
 def measurements(runs: pd.DataFrame) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def test_what_is_there_is_used_only_for_the_same_flags_images_and_attacks(tmp_pa
     record.rename(tmp_path / "moved")
     compare_small(out, f"{words} --attack fgsm")
     assert times(out.glob("*/model.pt")) == trained
-    assert set(results(out)["plain 0"]["correct"]) == {"clean", "fgsm"}
+    assert set(results(out)["plain 0"]["correct"]) == {"clean", "fgsm", "worst"}
     (tmp_path / "moved").rename(record)
     with pytest.MonkeyPatch.context() as patch:
         together = compare.METHODS["plain"]._replace(flags="--together")

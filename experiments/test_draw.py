@@ -64,10 +64,10 @@ CASES += [(404, BLACK, {"path": "/"}), (403, BLACK, {"Host": "elsewhere.org:8000
 CASES += [(403, BLACK, {"Origin": origin}) for origin in ("null", "http://elsewhere.org")]
 
 
-@pytest.mark.parametrize("status, content, how", CASES)
-def test_a_wrong_request_is_refused(status, content, how, address, capsys):
+@pytest.mark.parametrize("status, content, headers", CASES)
+def test_a_wrong_request_is_refused(status, content, headers, address, capsys):
     with pytest.raises(urllib.error.HTTPError) as error:
-        post(address, content, **how)
+        post(address, content, **headers)
     assert error.value.code == status and not capsys.readouterr().err
     assert post(address, BLACK, Origin=address)["clean"]
 

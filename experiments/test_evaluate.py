@@ -38,7 +38,8 @@ def test_every_attack_at_every_eps_is_run_and_all_is_saved(small_run, capsys):
     assert Image.open(small_run / "attacks.png").width > 400
     assert content["command"]["queries"] == 9 and content["model"]["depth"] == 2
     assert content["images"] == data.load("digits").choose_test_images(50).tolist()
-    assert capsys.readouterr().out.count("±") > 50
+    output = capsys.readouterr().out
+    assert output.count("±") > 50 and "±: the standard deviation over the seeds" in output
     assert list(content["eps"]) == ["0.05", "0.2"]
     for result in content["eps"].values():
         assert set(result["table"]["vote"]) == {"clean", "own", *evaluate.ATTACKS}
@@ -101,8 +102,10 @@ def test_an_evaluation_repeats_by_its_seed_and_overwrites_nothing(small_run):
 
 
 def test_the_results_are_the_last_file_that_is_written(small_run, monkeypatch):
-    """So a process that is killed before leaves no sign of an end."""
+    """So a process that is killed before leaves no sign of an end; nor is an empty file one."""
     written, out = [], str(small_run / "a.json")
+    for ending in ("json", "png", "csv"):
+        (small_run / f"a.{ending}").touch()
     monkeypatch.setattr(evaluate.files, "write", lambda path, _: written.append(path.name))
     flags = "--attack fgsm --eps 0.1 0.2 --images 9 --csv".split()
     evaluate.main([str(small_run), *flags, str(small_run / "a.csv"), "--out", out])

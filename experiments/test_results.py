@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import data
@@ -203,38 +204,43 @@ def test_stronger_attacks_stand_beside_the_weaker_ones_on_the_same_images(folder
     assert [cell.split()[0] for cell in difference[2:]] == ["+25.0", "+50.0", "+25.0", "+0.0"]
 
 
-def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(tmp_path, refused):
-    mine, out = tmp_path / "mine.npz", tmp_path / "part.npz"
-    content = arrays(x_train=np.arange(40 * 64, dtype=np.uint16).reshape(40, 8, 8).astype(np.uint8))
-    content["x_train"][:, 0, 0] = np.arange(40)  # their numbers
-    np.savez(mine, **content)
-    subset.main(["--data", str(mine), "--train", "30", "--validation", "10", "--out", str(out)])
-    part, order = data.load(str(out)), np.random.default_rng(0).permutation(40)
-    assert part.x_train[:, 0, 0, 0].tolist() == order[:30].tolist()
-    assert part.x_test[:, 0, 0, 0].tolist() == order[30:].tolist()
-    assert part.y_test.tolist() == (order[30:] % 4).tolist()
-    assert "too few" in refused(subset, "--data", mine, "--train", 41, "--out", tmp_path / "n.npz")
-    assert "already" in refused(subset, "--data", mine, "--train", 4, "--out", out)
-
-
-def test_over_all_folds_each_image_is_a_test_image_once(tmp_path, refused):
-    mine, seen = tmp_path / "mine.npz", []
+@pytest.fixture
+def part_of(tmp_path):
+    """part_of(*flags): numbers of the training and of the test images that `subset` takes of 80
+    images, the first 40 of which are for training."""
     content = arrays()
-    for start, part in ((0, "x_train"), (40, "x_test")):
-        content[part][:, 0, 0] = start + np.arange(40)  # their numbers
-    np.savez(mine, **content)
-    for i in (1, 2, 3):
-        out = tmp_path / f"fold{i}.npz"
-        subset.main(["--data", str(mine), "--fold", f"{i}/3", "--out", str(out)])
-        part = data.load(str(out))
-        test, train = (x[:, 0, 0, 0].tolist() for x in (part.x_test, part.x_train))
-        assert sorted(test + train) == [*range(80)]
-        assert part.y_test.tolist() == [number % 4 for number in test]
-        seen += test
-    assert sorted(seen) == [*range(80)] and seen != sorted(seen)
-    new = ["--data", mine, "--out", tmp_path / "n.npz", "--fold"]
-    assert "2 to 80 parts" in refused(subset, *new, "1/1")
-    assert "goes with --train" in refused(subset, *new, "1/2", "--validation", "3")
+    content["x_train"][:, 0, 0], content["x_test"][:, 0, 0] = np.arange(80).reshape(2, 40)
+    np.savez(tmp_path / "mine.npz", **content)
+
+    def part(*flags):
+        out = str(tmp_path / f"{'_'.join(flags).replace('/', '_')}.npz")
+        subset.main(["--data", str(tmp_path / "mine.npz"), "--out", out, *flags])
+        images = data.load(out)
+        train, test = images.x_train[:, 0, 0, 0], images.x_test[:, 0, 0, 0]
+        assert torch.equal(images.y_test, test % 4)  # their labels
+        return train.tolist(), test.tolist()
+
+    return part
+
+
+def test_a_subset_is_fixed_and_its_validation_images_are_no_test_images(part_of):
+    order = np.random.default_rng(0).permutation(40).tolist()
+    assert part_of("--train", "30", "--validation", "10") == (order[:30], order[30:])
+    assert part_of("--train", "30") == (order[:30], [*range(40, 80)])
+
+
+def test_over_all_folds_each_image_is_a_test_image_once(part_of):
+    folds = [part_of("--fold", f"{i}/3") for i in (1, 2, 3)]
+    assert all(sorted(train + test) == [*range(80)] for train, test in folds)
+    tested = [number for _, test in folds for number in test]
+    assert sorted(tested) == [*range(80)] != tested
+
+
+def test_a_subset_that_cannot_be_is_refused(part_of, tmp_path, refused):
+    flags = ["--data", tmp_path / "mine.npz", "--out", tmp_path / "new.npz"]
+    assert "too few" in refused(subset, *flags, "--train", "41")
+    assert "2 to 80 parts" in refused(subset, *flags, "--fold", "1/1")
+    assert "goes with --train" in refused(subset, *flags, "--fold", "1/2", "--validation", "3")
 
 
 @pytest.mark.slow

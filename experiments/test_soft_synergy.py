@@ -67,10 +67,10 @@ def test_its_loss_is_the_formula():
     mixed = -sigma * torch.log((w * torch.exp(-losses / sigma)).sum(0))
     entropy = -(w.mean(1) * w.mean(1).log()).sum()
     right = 3 * (((1 - beta) * mixed + beta * losses.mean(0)).mean() - b * entropy)
-    how = settings(eps=0, sigma=sigma, beta=beta, balance=b)  # the clean half alone
-    assert torch.allclose(soft_loss(model, x, y, how), right, atol=1e-4)
-    how.clean_weight = 0.5
-    assert torch.allclose(soft_loss(model, x, y, how), right / 2, atol=1e-4)
+    clean_alone = settings(eps=0, sigma=sigma, beta=beta, balance=b)  # the clean half alone
+    assert torch.allclose(soft_loss(model, x, y, clean_alone), right, atol=1e-4)
+    clean_alone.clean_weight = 0.5
+    assert torch.allclose(soft_loss(model, x, y, clean_alone), right / 2, atol=1e-4)
     assert not torch.allclose(best_expert_loss(losses, sigma).mean(), right, atol=1e-2)
 
 

@@ -63,10 +63,10 @@ def decayed_residuals(model: nn.Module, gamma: float):
             handle.remove()
 
 
-def sgm(model: nn.Module, x: Tensor, y: Tensor, gamma: float = 0.2, **how) -> Tensor:
+def sgm(model: nn.Module, x: Tensor, y: Tensor, gamma: float = 0.2, **search) -> Tensor:
     """Skip Gradient Method, Wu et al., ICLR 2020: more gradient from the skip connections."""
     with decayed_residuals(model, gamma):
-        return mpgd(model, x, y, **how)
+        return mpgd(model, x, y, **search)
 
 
 def diversify(x: Tensor, probability: float, least: float = 0.9) -> Tensor:
@@ -83,9 +83,9 @@ def diversify(x: Tensor, probability: float, least: float = 0.9) -> Tensor:
     return F.pad(small, (left, width - w - left, top, height - h - top))
 
 
-def di2(model: nn.Module, x: Tensor, y: Tensor, probability: float = 0.5, **how) -> Tensor:
+def di2(model: nn.Module, x: Tensor, y: Tensor, probability: float = 0.5, **search) -> Tensor:
     """M-DI2-FGSM, Xie et al., CVPR 2019: each step sees a randomly resized image, or the image."""
-    return mpgd(lambda z: model(diversify(z, probability)), x, y, **how)
+    return mpgd(lambda z: model(diversify(z, probability)), x, y, **search)
 
 
 def surrogate(dataset: data.Data, size: int, args: Namespace) -> nn.Module:
