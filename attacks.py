@@ -11,7 +11,7 @@ sees nor moves batch statistics, and `model.train()` after.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, wraps
 from itertools import chain
 from typing import Any
 
@@ -48,11 +48,33 @@ def expert_losses(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.transpose(1, 2), y.expand(len(logits), -1), reduction="none")
 
 
-def check_positive(**values: float) -> None:
-    if wrong := {name: value for name, value in values.items() if not value > 0}:
-        raise ValueError(
-            ", ".join(f"{name} is {wrong[name]}: it must be positive" for name in wrong)
-        )
+def check(x: Tensor, y: Tensor, eps: float, **positive: float) -> tuple[Tensor, Tensor]:
+    """The door of every attack: x detached, and y as long integers. Raises ValueError for a number
+    that is not positive, eps above 1, and images that are not finite or not in [0, 1]."""
+    for name, value in {"eps": eps, **positive}.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}: it must be positive")
+    if eps > 1:
+        raise ValueError(f"eps is {eps}: it must be at most 1, as pixels are in [0, 1]: 8/255, say")
+    if not x.is_floating_point() or not (captured(x) or ((x >= 0) & (x <= 1)).all()):
+        raise ValueError("an attack takes images in [0, 1], floating and finite, not normalised")
+    return x.detach(), y.long()
+
+
+def captured(x: Tensor) -> bool:
+    """Is a CUDA graph being captured, in which no value can be looked at?"""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def takes_gradients(attack: Attack) -> Attack:
+    """The same attack, also within torch.no_grad() and torch.inference_mode()."""
+
+    @wraps(attack)
+    def anywhere(model: Any, x: Tensor, y: Tensor, *rest: Any, **named: Any) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            return attack(model, x.clone(), y.clone(), *rest, **named)  # of inference mode
+
+    return anywhere
 
 
 def ball(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
@@ -90,6 +112,7 @@ def worst_of(
     return worst.x_adv
 
 
+@takes_gradients
 def pgd(
     model: Callable[[Tensor], Any],
     x: Tensor,
@@ -113,11 +136,10 @@ def pgd(
     model returns and y; `decide` makes logits [B, K] of what the model returns. `keep_best`, for
     evaluating, takes for each image the first misclassified point, else the one of highest loss,
     over x itself and every step. With `falling`, alpha falls to 0 as half a cosine wave does. A
-    random start comes from torch's global generator.
-    Raises ValueError for eps or alpha not positive, or steps below 1.
+    random start comes from torch's global generator. Where a gradient is not a number, the pixel
+    stays; see `check` for the errors.
     """
-    check_positive(eps=eps, alpha=alpha, steps=steps)
-    x = x.detach()
+    x, y = check(x, y, eps, alpha=alpha, steps=steps)
     project, worst = ball(x, eps), Worst(x, y)
 
     @torch.no_grad()
@@ -135,6 +157,7 @@ def pgd(
         values = loss(output, y)  # [B]
         # The gradient for the input alone: weights and their .grad stay as they were.
         (grad,) = torch.autograd.grad(values.sum(), x_adv)
+        grad = grad.nan_to_num(nan=0, posinf=1e30, neginf=-1e30)  # else momentum would keep it
         x_adv = x_adv.detach()
         if keep_best:
             worst.update(x_adv, decide(output).detach(), values.detach())
@@ -175,9 +198,9 @@ def square(
     classified correctly are queried, gathered into full batches.
 
     x [N, C, H, W], y [N] -> x_adv, the last point kept. Random numbers come from torch's global
-    generator. Raises ValueError for eps not positive or n_queries below 1.
+    generator. For the errors see `check`.
     """
-    check_positive(eps=eps, n_queries=n_queries)
+    x, y = check(x, y, eps, n_queries=n_queries)
 
     def ask(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss [n], and whether the model is wrong [n]."""

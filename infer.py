@@ -9,7 +9,8 @@ attack is made on the model, the first also on each expert and the vote: an imag
 one model is only a transferred image for another. experiments/evaluate.py is the full evaluation.
 """
 
-from argparse import Namespace
+import warnings
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 import torch
@@ -61,6 +62,10 @@ def judge(
     model.eval()
     fast = speed.for_attack(model)
     columns = {"clean": x} | {name: attack(fast, x, y) for name, attack in attacks.items()}
+    for name, x_adv in columns.items():
+        if x_adv.min() < 0 or x_adv.max() > 1:
+            most = (x_adv - x).abs().max()
+            warnings.warn(f"{name} leaves [0, 1]: it changed a pixel by {most:.3g}", stacklevel=3)
     correct, division = {}, {}
     for column, images in columns.items():
         logits, score = ask_experts(model, images, batch_size)
@@ -118,6 +123,14 @@ def pgd_report(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> dict:
 # ----------------------------------------------------------------------------------- the command
 
 
+def attack_name(text: str) -> str:
+    if text not in ATTACKS:
+        raise ArgumentTypeError(
+            f"{text!r} is none of {', '.join(ATTACKS)}; experiments.evaluate has apgd, too"
+        )
+    return text
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="infer.py")
     add = parser.add_argument
@@ -127,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--save", metavar="PNG", help="draw those images, clean and attacked")
     add("--eps", type=options.radius, help="attack radius (default: the checkpoint's)")
     names = f"of {', '.join(ATTACKS)} (default: pgd)"
-    add("--attack", nargs="+", choices=ATTACKS, metavar="NAME", help=names)
+    add("--attack", nargs="+", type=attack_name, metavar="NAME", help=names)
     add("--data", help="the data set, where its file has moved")
     options.add_device(parser)
     args = parser.parse_args(argv)

@@ -421,6 +421,41 @@ def test_where_no_score_counts_the_adaptive_attack_is_the_search_itself(network)
         )
 
 
+@pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.75, 1.0])
+def test_a_gradient_that_is_not_finite_freezes_no_pixel(momentum, random_start):
+    """At 0 the root's slope is infinite; after one step momentum made it NaN, whose sign is 0."""
+    x, y = torch.zeros(1, 1, 8, 8), torch.tensor([0])
+
+    def rooted(z):
+        roots = z.flatten(1).sqrt().sum(1)
+        return torch.stack([torch.full_like(roots, 64 * 0.05**0.5), roots], 1)
+
+    x_adv = pgd(rooted, x, y, 0.1, 0.02, 20, momentum=momentum, random_start=random_start)
+    assert rooted(x_adv).argmax(1) != y
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_attacks_take_gradients_wherever_they_are_called(network, context):
+    model, x, y = network
+    outside = pgd(model, x, y, 0.1, 0.05, 3)
+    with context():
+        assert torch.equal(pgd(model, x.clone(), y.int(), 0.1, 0.05, 3), outside)
+        square(model, x.clone(), y.clone(), 0.1, 5)
+
+
+@pytest.mark.parametrize("attack", [partial(pgd, alpha=0.1, steps=1), partial(square, n_queries=1)])
+@pytest.mark.parametrize(
+    "change", [lambda x: 255 * x, lambda x: x - 0.5, lambda x: x / 0, lambda x: x.byte()]
+)
+def test_images_outside_0_to_1_and_radii_of_other_units_are_refused(network, attack, change):
+    model, x, y = network
+    with pytest.raises(ValueError, match="images in \\[0, 1\\]"):
+        attack(model, change(x), y, eps=0.1)
+    with pytest.raises(ValueError, match="eps is 8: it must be at most 1"):
+        attack(model, x, y, eps=8)
+
+
 @pytest.mark.parametrize("wrong", [{"eps": 0}, {"alpha": -1}, {"steps": 0}, {"n_queries": 0}])
 def test_attacks_refuse_what_makes_no_sense(network, wrong):
     attack = square if "n_queries" in wrong else partial(pgd, alpha=0.1, steps=1)
@@ -534,6 +569,12 @@ def test_every_cell_of_the_table_by_hand():
     assert parts["answers"] == [[50, 50, 0], [50, 50, 0]]
     assert parts["accuracy"] == [[50, 0, 0], [0, 100, 0]]
     assert infer.evaluate(model, x, y, dark) == table
+
+
+def test_an_attack_that_leaves_the_range_of_images_is_reported():
+    model, x = Collaboration([Knows({0.5: ([1.0, 0.0], 0.0), 1.2: ([1.0, 0.0], 0.0)})]), grey(0.5)
+    with pytest.warns(UserWarning, match="too far leaves .0, 1.: it changed a pixel by 0.7"):
+        infer.evaluate(model, x, torch.tensor([0]), {"too far": lambda model, x, y: x + 0.7})
 
 
 def test_worst_counts_an_image_only_if_it_is_correct_under_every_attack():

@@ -18,12 +18,13 @@ from attacks import (
     Loss,
     Worst,
     ball,
-    check_positive,
+    check,
     cross_entropy,
     cw_loss,
     far_and_near,
     margin_loss,
     misled,
+    takes_gradients,
     worst_of,
 )
 
@@ -38,6 +39,7 @@ def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return -gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+@takes_gradients
 def apgd(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -53,10 +55,9 @@ def apgd(
     image whose loss rose in fewer than 3/4 of the steps since the last checkpoint, or whose best
     loss and step have not changed since.
     x [B, C, H, W], y [B] -> each image's worst point, which maximises `loss` as in `pgd`.
-    Raises ValueError for eps not positive or steps below 1.
+    For the errors see `attacks.check`.
     """
-    check_positive(eps=eps, steps=steps)
-    x = x.detach()
+    x, y = check(x, y, eps, steps=steps)
     project, worst = ball(x, eps), Worst(x, y)
 
     def ask(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +67,7 @@ def apgd(
         values = loss(logits, y)
         (grad,) = torch.autograd.grad(values.sum(), z)
         worst.update(z.detach(), logits.detach(), values.detach())
-        return values.detach(), grad
+        return values.detach(), grad.nan_to_num(nan=0)
 
     def where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.where(mask[:, None, None, None], a, b)
