@@ -181,11 +181,12 @@ def tools(runs: pd.DataFrame) -> str:
 
 
 def run(runs: pd.DataFrame) -> str:
-    """What a run prints at its end: the metrics.json of one."""
+    """The table that a run prints at its end: the metrics.json of one."""
     (record,) = runs["record"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         print_report(record, "collaboration", record["images"], record["settings"]["eps"])
-    return f"```\n{printed.getvalue().strip()}\n```"
+    first, *_ = printed.getvalue().strip().split("\n\n")
+    return f"```\n{first}\n```"
 
 
 # ------------------------------------------------------------------- the paper's tables and figures
