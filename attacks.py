@@ -48,22 +48,20 @@ def expert_losses(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.transpose(1, 2), y.expand(len(logits), -1), reduction="none")
 
 
-def check(x: Tensor, y: Tensor, eps: float, **positive: float) -> tuple[Tensor, Tensor]:
+def check(
+    x: Tensor, y: Tensor, eps: float, trusted: bool = False, **positive: float
+) -> tuple[Tensor, Tensor]:
     """The door of every attack: x detached, and y as long integers. Raises ValueError for a number
-    that is not positive, eps above 1, and images that are not finite or not in [0, 1]."""
+    that is not positive, eps above 1, and images that are not finite or not in [0, 1]: of `trusted`
+    ones no value is looked at, for which a GPU would have to wait."""
     for name, value in {"eps": eps, **positive}.items():
         if not value > 0:
             raise ValueError(f"{name} is {value}: it must be positive")
     if eps > 1:
         raise ValueError(f"eps is {eps}: it must be at most 1, as pixels are in [0, 1]: 8/255, say")
-    if not x.is_floating_point() or not (captured(x) or ((x >= 0) & (x <= 1)).all()):
+    if not x.is_floating_point() or not (trusted or ((x >= 0) & (x <= 1)).all()):
         raise ValueError("an attack takes images in [0, 1], floating and finite, not normalised")
     return x.detach(), y.long()
-
-
-def captured(x: Tensor) -> bool:
-    """Is a CUDA graph being captured, in which no value can be looked at?"""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def takes_gradients(attack: Attack) -> Attack:
@@ -125,6 +123,7 @@ def pgd(
     random_start: bool = False,
     keep_best: bool = False,
     falling: bool = False,
+    trusted: bool = False,
     decide: Callable[[Any], Tensor] = lambda logits: logits,
 ) -> Tensor:
     """Projected gradient descent, Madry et al. 2018: `steps` steps of alpha * sign(gradient).
@@ -137,9 +136,9 @@ def pgd(
     evaluating, takes for each image the first misclassified point, else the one of highest loss,
     over x itself and every step. With `falling`, alpha falls to 0 as half a cosine wave does. A
     random start comes from torch's global generator. Where a gradient is not a number, the pixel
-    stays; see `check` for the errors.
+    stays. For the errors, and `trusted` images, see `check`.
     """
-    x, y = check(x, y, eps, alpha=alpha, steps=steps)
+    x, y = check(x, y, eps, trusted, alpha=alpha, steps=steps)
     project, worst = ball(x, eps), Worst(x, y)
 
     @torch.no_grad()

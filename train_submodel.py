@@ -75,7 +75,8 @@ def training_attack(
 ) -> Tensor:
     """PGD as every method trains on it: x [B, C, H, W], y [B] -> x_adv [B, C, H, W]."""
     eps, alpha, steps = settings.eps, settings.alpha, settings.steps
-    return pgd(model, x, y, eps, alpha, steps, random_start=settings.random_start)
+    random_start = settings.random_start
+    return pgd(model, x, y, eps, alpha, steps, random_start=random_start, trusted=True)
 
 
 def clean_and_attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> list[Tensor]:

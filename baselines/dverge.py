@@ -90,6 +90,7 @@ def distill(
         s.distill_steps,
         loss=lambda h, _: -feature_distance(h, h_target),
         momentum=1.0,
+        trusted=True,
     )
 
 

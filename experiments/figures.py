@@ -90,8 +90,8 @@ def draw_by_number(runs: pd.DataFrame) -> bytes:
 
 def dial(runs: pd.DataFrame) -> bytes:
     """A panel for each place: accuracies of SoE, half and half, where sigma alone is not the
-    default, against sigma, infinity as the last mark. Which rule of confidence `runs` decide."""
-    alike = runs["method"].str.fullmatch(r"soe( --(confidence|sigma) \S+)*")
+    default, against sigma, infinity as the last mark."""
+    alike = runs["method"].str.fullmatch(r"soe( --sigma \S+)?")
     runs = runs[alike & (runs["eps"] > 0)]
     sigma = [record["settings"]["sigma"] for record in runs["record"]]
     vote = [record["table"]["vote"]["clean"] for record in runs["record"]]
@@ -131,15 +131,15 @@ def scaling(tables: dict[str, dict[int, dict[str, float]]]) -> bytes:
 def drawn() -> dict[str, bytes]:
     """{name: PNG} of the pictures in figures/ that show results."""
 
-    soe = matching("compare/digits-soe-depth*-n3-eps0.1-*seed0.json")
-    soe += matching("photos/*-soe-depth*-n3-eps0.03-*seed0.json")
-    rectified = matching("readings/*-soe-confidencerectified-*depth2-*seed0.json")
+    trapped = matching("compare/digits-soe-sigma1-confidenceehead-depth*-n3-eps0.1-*seed0.json")
+    trapped += matching("photos/*-soe-sigma1-confidenceehead-depth*-n3-eps0.03-*seed0.json")
+    readings = matching("readings/*-soe-*depth2-*seed0.json")
     by_eps = matching("attacks_by_eps.json")
     cells = {float(record["eps"]): record["table"]["collaboration"] for record in by_eps}
     return {
-        "experts_by_class.png": experts_by_class(frame(soe)),
+        "experts_by_class.png": experts_by_class(frame(trapped)),
         "by_number.png": draw_by_number(frame(matching("compare/digits-*-depth2-*.json"))),
         "attacks_by_eps.png": accuracy_by_eps(cells, "collaboration"),
         "scaling.png": scaling(matching("scaling_cpu.json")[0]["tables"]),
-        "dial.png": dial(frame(rectified)),
+        "dial.png": dial(frame(readings)),
     }

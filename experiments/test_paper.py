@@ -207,7 +207,7 @@ def test_a_table_is_trained_once_and_printed_with_its_claims(tiny, tmp_path, cap
 def test_what_is_recorded_of_a_table_is_not_needed_again(tmp_path, capsys):
     paper.main(["table3", "--dry-run", "--device", "cpu", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert sum("there  digits-soe-depth" in line for line in lines) >= 12
+    assert sum("there  digits-plain-together-depth" in line for line in lines) >= 12
 
 
 @pytest.mark.slow

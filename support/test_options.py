@@ -73,7 +73,7 @@ def test_a_wrong_flag_is_refused_in_one_line(flags, refused):
         ("pipe.png", "no PNG or JPEG file"),
         ("360", "digits has 0 .. 359"),
         ("--eps 0", "(0, 1]"),
-        ("--attack pgd magic", "invalid choice: 'magic'"),
+        ("--attack pgd magic", "'magic' is none of pgd, fgsm"),
         ("--save a.png", "name some"),
         ("0 --save nowhere/a.png", "existing folder"),
         ("0 --save deep.png", "is there already"),

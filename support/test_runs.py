@@ -245,7 +245,7 @@ def test_stage_1_alone_serves_as_submodels():
         ("--depth 8", "depth 2, not 8"),
         ("--eps 0.2", "eps 0.1, not 0.2"),
         ("--data own.npz", "other images than own's"),
-        ("--confidence rectified", "confidence ehead, not rectified"),
+        ("--confidence ehead", "confidence rectified, not ehead"),
         ("--stage1-epochs 1", "stage 1 is over"),
     ],
 )
