@@ -1,11 +1,11 @@
 """The networks: a CIFAR ResNet with two heads, and two ways to make one model of M of them.
 
 Every expert j has one backbone and two heads on the same features: the P head gives the label
-probabilities f_j(x); the E head gives g_j(x), which learns the probability that f_j gives to the
-true label, so that an answering expert can be picked without labels. `Collaboration` is the
-appendix's Algorithm 1, inference: the expert with the highest confidence answers. `Ensemble` is
-the vote that it is compared with. Both map images in [0, 1] to logits, so whatever attacks a
-classifier attacks them.
+probabilities f_j(x), the E head a number g_j(x). The confidence, max_k f_j,k * g_j or g_j alone,
+learns the probability that f_j gives to the true label, so that an answering expert can be picked
+without labels. `Collaboration` is the appendix's Algorithm 1, inference: the expert with the
+highest confidence answers. `Ensemble` is the vote that it is compared with. Both map images in
+[0, 1] to logits, so whatever attacks a classifier attacks them.
 
     model = Collaboration([ResNet(depth=20) for _ in range(3)])
     logits = model(x)  # x [B, C, H, W] in [0, 1] -> [B, K]
