@@ -22,6 +22,8 @@ import ast
 import importlib
 import os
 import random
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +101,14 @@ handed_out = EXPECTED / "key.txt"
 KEY = os.environ.get("EXERCISES_VARIANT") or (handed_out.read_text() if handed_out.exists() else "")
 
 
+def with_key(script: str, key: str | None, argv: list[str] | None) -> None:
+    """Starts a script once more where it was given another KEY: probes are drawn on import."""
+    if key and key != KEY:
+        os.environ["EXERCISES_VARIANT"] = key
+        words = sys.argv[1:] if argv is None else argv
+        sys.exit(subprocess.call([sys.executable, "-m", f"exercises.{script}", *words]))
+
+
 def generator(seed: int) -> torch.Generator:
     """Random numbers of a probe: others for another --variant KEY."""
     return torch.Generator().manual_seed(seed + 1000 * zlib.crc32(KEY.encode()))
@@ -132,6 +142,8 @@ def with_gradients(function: Callable, **inputs: torch.Tensor) -> dict[str, torc
     there is none."""
     asked = {name: value.clone().requires_grad_() for name, value in inputs.items()}
     value = function(*asked.values())
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"it returned {type(value).__name__}: it should return a tensor")
     grads = dict.fromkeys(asked)
     if value.requires_grad:
         found = torch.autograd.grad(value.sum(), list(asked.values()), allow_unused=True)
@@ -150,3 +162,11 @@ def numbers(value: object) -> Numbers:
     if isinstance(value, torch.Tensor):
         value = value.detach().double().numpy()
     return {"": np.asarray(value, dtype=np.float64)}
+
+
+def as_line(probe: str, answer: Numbers | str) -> dict:
+    """For JSON: a probe and [shape, values] of each part of its answer, or the error."""
+    if isinstance(answer, str):
+        return {"probe": probe, "error": answer}
+    parts = {part: [value.shape, value.ravel().tolist()] for part, value in answer.items()}
+    return {"probe": probe, "parts": parts}

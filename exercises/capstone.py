@@ -35,7 +35,8 @@ from torch import Tensor, nn
 import data
 from baselines.models import build
 from exercises import HERE, ROOT, sandbox, trees
-from exercises.check import read_answers, submitted
+from exercises.answers import read_answers
+from exercises.check import submitted
 from exercises.entry import BATCH, EPS, settings_of
 from experiments.evaluate import DECIDE, attacks_at, doubts, measure
 from experiments.intervals import paired_difference
@@ -118,8 +119,8 @@ def judge(entry: Path, folds: int, budget: int, graded: bool) -> tuple[dict, lis
     part = torch.from_numpy(np.random.default_rng(0).permutation(len(x)) % FOLDS)
     combine = declared(entry)
     correct, signs, weights, others = {}, [], [], other_entries(entry)
-    with sandbox.folder() as tree:
-        trees.for_child(tree, None)
+    with sandbox.folder() as folder:
+        tree = trees.for_child(folder / "tree", None)
         for k in range(folds):
             test = part == k
             model = trained(entry, tree, x[~test], y[~test], budget, k, graded)

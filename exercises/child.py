@@ -2,8 +2,6 @@
 judges nothing, and holds nothing that would help to: see sandbox.py.
 
     python -m exercises.child UID SECONDS NUMBER STUDENT.py    # a UID of 0: as who has started it
-
-The answers go to the standard output, a line of JSON each; what the student prints is kept apart.
 """
 
 import io
@@ -11,23 +9,24 @@ import json
 import os
 import sys
 import traceback
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
 
-from exercises import Numbers, load, numbers
+from exercises import as_line, load, numbers
 from exercises.yours import own_module
 
 
 def confine(uid: int, seconds: int) -> None:
     """Gives up root for good, and limits what may be used: in a graded run."""
-    import resource  # there is none on Windows
+    if uid:
+        import resource  # there is none on Windows
 
-    most = {"DATA": 3 * 2**30, "FSIZE": 2**25, "NPROC": 100, "NOFILE": 256, "CORE": 0}
-    for name, limit in (most | {"CPU": 2 * seconds}).items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+        most = {"DATA": 3 * 2**30, "FSIZE": 2**25, "NPROC": 100, "NOFILE": 256, "CORE": 0}
+        for name, limit in (most | {"CPU": 2 * seconds}).items():
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
 
 
 class LastLines(io.TextIOBase):
@@ -39,6 +38,19 @@ class LastLines(io.TextIOBase):
     def write(self, text: str) -> int:
         self.text = (self.text + text)[-2000:]
         return len(text)
+
+
+def answering() -> Callable[[dict], None]:
+    """Keeps the standard output for answers: what it returns writes one, a line of JSON, and the
+    end of what was printed."""
+    out, printed = os.dup(1), LastLines()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout = sys.stderr = printed
+
+    def tell(line: dict) -> None:
+        os.write(out, json.dumps(line | {"printed": printed.text}).encode() + b"\n")
+
+    return tell
 
 
 def told(error: BaseException, path: str) -> str:
@@ -53,34 +65,22 @@ def told(error: BaseException, path: str) -> str:
     return "\n".join([*lines, f"{type(error).__name__}: {text}"])
 
 
-def as_lists(parts: Numbers) -> dict[str, list]:
-    """For JSON: [shape, values] of each part."""
-    return {part: [value.shape, value.ravel().tolist()] for part, value in parts.items()}
-
-
 def main(number: int, path: str) -> None:
     """Answers all probes of an exercise."""
-    answers, printed = os.dup(1), LastLines()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.stdout = sys.stderr = printed
-
-    def tell(**line) -> None:
-        os.write(answers, json.dumps(line).encode() + b"\n")
-
-    module = load(number)
+    tell, module = answering(), load(number)
     try:
         own = own_module(Path(path), "student")
     except BaseException as error:
-        return tell(probe="import", error=told(error, path), printed=printed.text)
-    for name, probe in dict(chain(*(p.items() for p in module.PROPERTIES.values()))).items():
-        try:
-            tell(probe=name, parts=as_lists(numbers(probe(own))), printed=printed.text)
-        except BaseException as error:
-            tell(probe=name, error=told(error, path), printed=printed.text)
+        return tell(as_line("import", told(error, path)))
+    for probes in module.PROPERTIES.values():
+        for name, probe in probes.items():
+            try:
+                answer = numbers(probe(own))
+            except BaseException as error:
+                answer = told(error, path)
+            tell(as_line(name, answer))
 
 
 if __name__ == "__main__":
-    uid, seconds, number = map(int, sys.argv[1:4])
-    if uid:
-        confine(uid, seconds)
-    main(number, sys.argv[4])
+    confine(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[3]), sys.argv[4])

@@ -6,8 +6,6 @@ those of the training part.
 It writes the weights to the standard output, a line of JSON for each tensor.
 """
 
-import json
-import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -18,12 +16,14 @@ from torch import Tensor, nn
 
 import data
 from baselines.models import build
-from exercises import numbers
-from exercises.child import as_lists, confine, told
+from exercises import as_line, numbers
+from exercises.child import answering, confine, told
 from exercises.yours import own_module
 
 EPS, BATCH = 0.1, 128
 SETTINGS = {"n": 3, "depth": 2, "image_shape": [1, 8, 8], "num_classes": 10, "confidence": "ehead"}
+SETTINGS |= {"eps": EPS, "alpha": EPS / 3, "steps": 10, "random_start": False, "progress": 0.0}
+SETTINGS |= {"weights": "best", "sigma": 1.0, "lambda_": 1.0, "temperature": 1.0}
 
 
 def settings_of(combine: str) -> Namespace:
@@ -31,16 +31,7 @@ def settings_of(combine: str) -> Namespace:
     kinds = {"vote": "ensemble"} | {name: name for name in ("collaboration", "mixture", "soft")}
     if str(combine) not in kinds:
         raise ValueError(f"COMBINE is {combine!r}: it must be {', '.join(kinds)}")
-    attack = {"eps": EPS, "alpha": EPS / 3, "steps": 10, "random_start": False}
-    how = {
-        "weights": "best",
-        "sigma": 1.0,
-        "lambda_": 1.0,
-        "progress": 0.0,
-        "temperature": 1.0,
-        "model": kinds[combine],
-    }
-    return Namespace(**SETTINGS | attack | how)
+    return Namespace(**SETTINGS, model=kinds[combine])
 
 
 def train_entry(method: object, x: Tensor, y: Tensor, budget: int, seed: int) -> nn.Module:
@@ -69,27 +60,20 @@ def train_entry(method: object, x: Tensor, y: Tensor, budget: int, seed: int) ->
     return model
 
 
-def work(entry: str, images: str, budget: str, seed: str) -> None:
+def main(entry: str, images: str, budget: str, seed: str) -> None:
     """`train_entry` of a file; writes the weights."""
-    out = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-    def tell(**line) -> None:
-        os.write(out, json.dumps(line).encode() + b"\n")
-
+    tell = answering()
     with np.load(images) as file:
         x, y = (torch.from_numpy(file[name]) for name in "xy")
     try:
         method = own_module(Path(entry), "method")
         model = train_entry(method, x, y, int(budget), int(seed))
     except BaseException as error:
-        return tell(probe="error", error=told(error, entry).split("\n")[-1])
+        return tell(as_line("error", told(error, entry).split("\n")[-1]))
     for name, value in model.state_dict().items():
-        tell(probe=name, parts=as_lists(numbers(value)))
+        tell(as_line(name, numbers(value)))
 
 
 if __name__ == "__main__":
-    uid, seconds = map(int, sys.argv[1:3])
-    if uid:
-        confine(uid, seconds)
-    work(*sys.argv[3:])
+    confine(int(sys.argv[1]), int(sys.argv[2]))
+    main(*sys.argv[3:])

@@ -36,10 +36,10 @@ verdict | () -> dict[str, str] | {"C": .., "D": .., "E": ..}: "robust", "masked"
 """
 EPS, SECONDS = 0.1, 60
 ASKED = {
-    "one step": ("one_step", EPS),
-    "many steps": ("many_steps", EPS),
-    "without a gradient": ("black_box", EPS),
-    "many steps, eps 1": ("many_steps", 1.0),
+    "one step of eps": ("one_step", EPS),
+    "many steps in the ball": ("many_steps", EPS),
+    "an attack without a gradient": ("black_box", EPS),
+    "many steps where any image is allowed": ("many_steps", 1.0),
 }
 
 
@@ -102,18 +102,12 @@ def spoken(own: object) -> dict[str, int]:
     return {letter: KINDS.index(kind) for letter, kind in own.verdict().items()}
 
 
-TEXTS = {
-    "one step": "one step of eps",
-    "many steps": "many steps, in the ball",
-    "without a gradient": "an attack that asks for no gradient",
-    "many steps, eps 1": "many steps, where any image is allowed",
-}
 PROPERTIES = {
-    (ASKED[name][0], points, TEXTS[name]): {name: images(*ASKED[name])}
+    (ASKED[name][0], points, name): {name: images(*ASKED[name])}
     for name, points in zip(ASKED, (1, 2, 3, 2))
 }
 PROPERTIES[("verdict", 2, "the verdict")] = {"verdict": spoken}
-TESTS = {TEXTS[name]: weaker(name) for name in ASKED} | {"the verdict": wrong}
+TESTS = {name: weaker(name) for name in ASKED} | {"the verdict": wrong}
 
 
 def draw(axes, answers: dict, style: dict) -> None:

@@ -10,13 +10,11 @@ own functions stand where they were cut, so that one handout carries the course.
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-from exercises import EXPECTED, FILES, KEY, exercise, trees
-from exercises.check import as_lines, expected, why_so
+from exercises import EXPECTED, FILES, KEY, as_line, exercise, trees, with_key
+from exercises.answers import expected
+from exercises.check import why_so
 from support import files, options
 
 KEPT = (*trees.CODE, "LICENSE", "requirements.txt", "METHOD.md")
@@ -70,7 +68,8 @@ def write_handout(unit: int, out: Path) -> None:
     kept.mkdir()
     (kept / "key.txt").write_text(KEY)
     for number in FILES:
-        answers = {mistake: as_lines(of) for mistake, of in expected(number).items()}
+        known = expected(number).items()
+        answers = {mistake: [as_line(*pair) for pair in of.items()] for mistake, of in known}
         packed = gzip.compress(json.dumps(answers).encode(), mtime=0)
         (kept / f"ex{number:02}.json.gz").write_bytes(packed)
         if told := why_so(number):
@@ -79,7 +78,7 @@ def write_handout(unit: int, out: Path) -> None:
             trees.cut_exercise(out, number)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m exercises.handout")
     add = parser.add_argument
     add("--unit", required=True, metavar="N", help="from which exercise on solutions are cut")
@@ -87,10 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--variant", metavar="KEY", help="other numbers in the probes, the same for the same key")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        if args.variant and args.variant != KEY:
-            os.environ["EXERCISES_VARIANT"] = args.variant  # the probes are drawn on import
-            words = sys.argv[1:] if argv is None else argv
-            return subprocess.call([sys.executable, "-m", "exercises.handout", *words])
+        with_key("handout", args.variant, argv)
         unit, out = exercise(args.unit), Path(args.out)
         if EXPECTED.exists():
             raise ValueError("this is a handout already: make them from the project itself")
@@ -100,8 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         out.mkdir()
         write_handout(unit, out)
         print(f"wrote {out}: without the solutions of exercises {unit} to {max(FILES)}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -35,8 +35,9 @@ def allowed(access: str, path: Path) -> bool:
 
 
 def check_graded(read: list[Path], write: list[Path]) -> None:
-    """Raises ValueError where a graded run would protect nothing: those files or folders must be
-    out of reach for students' code."""
+    """Raises ValueError where a graded run would protect nothing: students' code must not be able
+    to read or write these folders."""
+    os.umask(0o022)
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         raise ValueError("--graded needs root, on Linux: students' code gets a user of its own")
     try:

@@ -67,9 +67,9 @@ def cut_exercise(out: Path, number: int) -> None:
             cut(there, name, of_class, task, number, getattr(module, "STANDS_IN", {}).get(name))
 
 
-def for_child(out: Path, number: int | None) -> None:
-    """What a student's process sees: while it answers an exercise no solution of that one; while it
-    trains an entry of the capstone no digits, but those that it is given."""
+def for_child(out: Path, number: int | None) -> Path:
+    """Makes what a student's process sees: while it answers an exercise no solution of that one;
+    while it trains an entry of the capstone no digits, but those that it is given."""
     copy(out, CODE)
     kept = {"__init__.py", "child.py", "yours.py", "networks.py", "networks.pt", "model.pt"}
     if number is None:
@@ -84,3 +84,4 @@ def for_child(out: Path, number: int | None) -> None:
             path.unlink()
     for path in out.rglob("*"):  # whatever the umask: a graded run has another user
         path.chmod(0o755 if path.is_dir() else 0o644)
+    return out
