@@ -58,7 +58,10 @@ def changed(own: object) -> dict[str, Tensor | float]:
         first, *rest = model.parameters()
         first.grad = torch.ones_like(first)  # of a training step
         x_adv = own.pgd(model, x, Y, EPS, ALPHA, 2)
-        told |= {f"its mode, {train}": model.training != train, "x": not torch.equal(x, X)}
+        told |= {
+            f"its mode, {train}": model.training != train,
+            "x": not torch.equal(x, X) or x.requires_grad,
+        }
         told["a gradient in the weights"] = first.grad is None or not (first.grad == 1).all()
         told["a gradient where there was none"] = any(w.grad is not None for w in rest)
         told["weights that ask for no gradient"] = not all(w.requires_grad for w in (first, *rest))
