@@ -14,8 +14,8 @@ An exercise is one file, exNN_name.py. What a student may see stands first:
     draw(axes, answers, style)    the picture, for the student's answers and for the right ones
 
 Below the line JUDGE stands what neither a student's process nor a handout is shown: the twists'
-answers, under their names; MISTAKES, a table: function | what is wrong | old => new, a change of
-the right function's source | more of them; WHY, what a check tells once all is solved.
+answers, under their names; STANDS_IN, {function: its body in a handout}, where the student's has
+other arguments; WHY, what a check tells once all is solved. Mistakes: lecturer/mistakes.md.
 """
 
 import ast

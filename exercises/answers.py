@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from exercises import (
     EXPECTED,
+    HERE,
     Answers,
     Numbers,
     find,
@@ -28,7 +29,6 @@ from exercises import (
     numbers,
     sandbox,
     source_of,
-    table,
     tasks,
 )
 
@@ -89,6 +89,15 @@ def changed(number: int, name: str, *changes: str) -> Callable:
     return scope[name]
 
 
+def known_mistakes(number: int) -> list[list[str]]:
+    """[function, what is wrong, "old => new", ..], from the lecturer's table."""
+    text = (HERE / "lecturer" / "mistakes.md").read_text(encoding="utf-8")
+    _, _, of_exercise = text.partition(f"\n## {number}\n")
+    rows = [row for row in of_exercise.split("\n## ")[0].split("\n") if row.startswith("|")][2:]
+    cells = [[cell.strip(" `") for cell in row.strip("|").split(" | ")] for row in rows]
+    return [list(filter(None, row)) for row in cells]
+
+
 @functools.cache
 def expected(number: int) -> dict[str, Answers]:
     """{"": the right answers, "function: what is wrong": what that answers}. In a handout, which
@@ -101,7 +110,7 @@ def expected(number: int) -> dict[str, Answers]:
     torch.set_num_threads(1)  # for so few numbers a second thread costs more than it gives
     right = reference(number)
     answers = {"": ask(number, right)}
-    for name, mistake, *changes in table(load(number).MISTAKES):
+    for name, mistake, *changes in known_mistakes(number):
         own = right | {name: changed(number, name, *changes)}
         answers[f"{name}: {mistake}"] = ask(number, own, name)
     torch.set_num_threads(threads)

@@ -62,18 +62,3 @@ def l2_ball(x: Tensor, z: Tensor, eps: float) -> Tensor:
     change = z - x
     length = change.flatten(1).norm(dim=1)[:, None, None, None]
     return (x + change * (eps / length.clamp(min=1e-12)).clamp(max=1)).clamp(0, 1)
-
-
-MISTAKES = """
-ball | not cut to [0, 1]: no camera takes such pixels | .clamp(min=0) => | .clamp(max=1) =>
-ball | eps divided by 255: its unit is [0, 1] | - eps => - eps / 255 | + eps => + eps / 255
-ball | cut to [0, 1] alone: nothing keeps it near x | return => lambda z: z.clamp(0, 1)
-ball | the change alone, without x | lower), upper) => lower), upper) - x
-l2_ball | one length for the whole batch | change.flatten(1).norm(dim=1)[:, None, None, None] =>
-    change.norm()
-l2_ball | points inside move out to the sphere | .clamp(max=1) =>
-l2_ball | not cut to [0, 1] | .clamp(0, 1) =>
-l2_ball | cut to [0, 1] before the ball: z then moves another way | = z - x => = z.clamp(0, 1) - x
-l2_ball | each pixel moves by eps at most: l-infinity | return =>
-    (x + change.clamp(-eps, eps)).clamp(0, 1)
-"""

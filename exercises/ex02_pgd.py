@@ -139,22 +139,3 @@ STANDS_IN = {  # in a handout: the student's, a step at a time, without momentum
         worst.update(point, decide(output), loss(output, y))
     return worst.x_adv if keep_best else x_adv"""
 }
-MISTAKES = """
-pgd | no projection: after some steps eps counts for nothing | x_adv = project( => x_adv = (
-pgd | descends: that makes images easier | + alpha => - alpha
-pgd | no sign: where a network is sure the raw gradient is tiny | grad.sign() => grad
-pgd | the predicted label: where it errs its error is attacked | x_adv), y) => x_adv),
-    model(x).argmax(1))
-pgd | always the gradient at x, not where the step stands | loss(model(x_adv), y).sum(), x_adv) =>
-    loss(model(s := x.clone().requires_grad_()), y).sum(), s)
-pgd | a step short | range(steps) => range(steps - 1)
-pgd | .grad filled: the next training step adds it to its own; torch.autograd.grad does not |
-    torch.autograd.grad(loss(model(x_adv), y).sum(), x_adv) =>
-    (loss(model(x_adv), y).sum().backward(), (x_adv.grad,))[1:][0]
-pgd | the mode changed: the caller has set it | project, x_adv => model.eval(); project, x_adv
-l2_step | 0 / 0 is NaN: a flat image is to stay | .clamp(min=1e-12) =>
-l2_step | sign() is the step of l-infinity | return => x_adv + alpha * grad.sign()
-l2_step | one length for the whole batch | grad.flatten(1).norm(dim=1)[:, None, None, None] =>
-    grad.norm()
-l2_step | not divided by its length: a sure image hardly moves | / length =>
-"""

@@ -72,19 +72,3 @@ def targeted_loss(logits: Tensor, target: Tensor, kappa: float = 0.1) -> Tensor:
     wanted = logits.gather(1, target[:, None]).squeeze(1)
     others = logits.scatter(1, target[:, None], -torch.inf).max(1).values
     return (wanted - others).clamp(max=kappa)
-
-
-MISTAKES = """
-margin_loss | masked by 0: where all wrong logits are negative that is a constant | -torch.inf => 0
-margin_loss | a finite mask: logits may lie below any number but -infinity | -torch.inf => -1e4
-margin_loss | the sign: raising this helps whom it should hurt | return => true -
-    logits.scatter(1, y[:, None], -torch.inf).max(1).values
-margin_loss | the true class is among the wrong ones | return => logits.max(1).values - true
-cw_loss | not cut: kappa is the most that there is to gain | .clamp(max=kappa) =>
-cw_loss | kappa as a floor | max=kappa => min=kappa
-cw_loss | cut at 0, too: there the attack has its way to go | max=kappa => min=0, max=kappa
-cw_loss | Carlini and Wagner's own sign: they lower it, here it is raised | return =>
-    (-margin_loss(logits, y)).clamp(min=-kappa)
-targeted_loss | the sign: the target must lead | wanted - others => others - wanted
-targeted_loss | not cut at kappa | .clamp(max=kappa) =>
-"""

@@ -126,27 +126,3 @@ def cases_of_equality(M: int) -> tuple[Tensor, Tensor]:
 
 def vote_cross_entropy(losses: Tensor) -> Tensor:
     return math.log(len(losses)) - torch.logsumexp(-losses, 0)
-
-
-MISTAKES = """
-best_expert_loss | the inner minus lost: a smooth maximum, upside down | return => -sigma *
-    torch.logsumexp(losses / sigma, 0)
-best_expert_loss | the outer minus lost: training would make it worse | return -sigma => return
-    sigma
-best_expert_loss | a mean for the sum: sigma ln M too high | return => sigma * math.log(len(losses))
-    - sigma * torch.logsumexp(-losses / sigma, 0)
-best_expert_loss | sigma lost inside: exp(-l) | return => -sigma * torch.logsumexp(-losses, 0)
-best_expert_loss | sigma lost outside | return => -torch.logsumexp(-losses / sigma, 0)
-best_expert_loss | overflow: the exponentials are all 0; torch.logsumexp avoids that | return =>
-    -sigma * torch.log(torch.exp(-losses / sigma).sum(0))
-best_expert_loss | over the batch: the experts' axis is 0 | / sigma, 0) => / sigma, 1)
-best_expert_loss | the hard minimum: its gradient goes to one expert alone | return =>
-    losses.min(0).values
-best_expert_loss | a mean by the weights is not Eq. 7 | return => (torch.softmax(-losses / sigma, 0)
-    * losses).sum(0)
-expert_weights | 0 / 0 where all losses are large: torch.softmax | return => torch.exp(-losses /
-    sigma) / torch.exp(-losses / sigma).sum(0)
-expert_weights | the worst expert learns most: a minus is lost | -losses => losses
-vote_cross_entropy | the mean of the cross-entropies, not that of the mean | return =>
-    losses.mean(0)
-"""

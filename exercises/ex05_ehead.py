@@ -99,21 +99,3 @@ TESTS |= {"two experts for whom Proposition 2 fails": holds_after_all}
 def counterexample() -> tuple[Tensor, Tensor]:
     p_y = torch.tensor([[0.9, 0.6, 0.3], [0.6, 0.8, 0.4]])
     return p_y, p_y * torch.tensor([[0.5], [1.0]])
-
-
-MISTAKES = """
-confidence_loss | a gradient through the target: p_y makes itself easy to predict | .detach() =>
-confidence_loss | the sigmoid twice: the loss takes it itself | (score, p_y => (score.sigmoid(), p_y
-confidence_loss | correct or wrong as the target, not the probability | p_y.detach() =>
-    (p_y.detach() > 0.5).to(p_y)
-confidence_loss | a sum over the experts: lambda would mean M times as much | .mean(0) => .sum(0)
-confidence_loss | a mean over the images: the loss is that of each image | .mean(0) => .mean(1)
-confidence_loss | the logarithm of a sigmoid that is 0 or 1: the loss with_logits is exact | return
-    => F.binary_cross_entropy(score.sigmoid(), p_y.detach(), reduction="none").mean(0)
-rectified_score | no stop where the prediction is correct | log_p_max.detach() => log_p_max
-rectified_score | stopped where it is wrong | prediction == y => prediction != y
-rectified_score | the product's logarithm: the logit is ln(p / (1 - p)) | return => log_score
-rectified_score | the logit of a product that is rounded to 1: stay in logarithms | return =>
-    torch.logit((log_p_max + F.logsigmoid(g_logit)).exp())
-rectified_score | the product itself: its logit is asked for | return => log_score.exp()
-"""

@@ -81,25 +81,3 @@ def top_two(logits: Tensor, score: Tensor) -> Tensor:
     which = score.topk(2, 0).indices[:, :, None]  # [2, B, 1]
     chosen = F.log_softmax(logits.take_along_dim(which, 0), -1)
     return torch.logsumexp(chosen, 0) - math.log(2)
-
-
-MISTAKES = """
-combine | a softmax for the argmax mixes all experts: one is to answer | return =>
-    (score.softmax(0)[:, :, None] * logits).sum(0)
-combine | the least confident answers | score.argmax(0) => score.argmin(0)
-combine | one expert for the whole batch: each image has its own | score.argmax(0) =>
-    score.mean(1, keepdim=True).expand_as(score).argmax(0)
-combine | the sigmoid first: it is rounded, and scores tie | score.argmax => score.sigmoid().argmax
-combine | probabilities: the logits are asked for | .squeeze(0) => .squeeze(0).softmax(-1)
-vote | a mean of logits: one that is very sure drowns the others | return =>
-    F.log_softmax(logits.mean(0), -1)
-vote | a mean of log probabilities: first the mean, then the logarithm | return =>
-    F.log_softmax(logits, -1).mean(0)
-vote | ln M forgotten: a sum, not a mean | - math.log(len(logits)) =>
-vote | the logarithm of a clamp is constant where the mean is smaller | return =>
-    logits.softmax(-1).mean(0).clamp(min=1e-12).log()
-vote | the plain logarithm is -infinity where a probability is rounded to 0 | return =>
-    logits.softmax(-1).mean(0).log()
-top_two | all vote | topk(2, => topk(len(score), | math.log(2) => math.log(len(score))
-top_two | ln M for ln 2 | math.log(2) => math.log(len(logits))
-"""

@@ -98,27 +98,3 @@ for name, value in (("stage1_loss", 3), ("stage2_loss", 2)):
     }
 
 # -------------------------------------------------------------------------- for the judge alone
-
-MISTAKES = """
-stage1_loss | attacked in train mode: that moves batch statistics | model.eval() => model.train()
-stage1_loss | y.repeat_interleave: the images come expert after expert, 1 2 3 1 2 3 | y.repeat(M) =>
-    y.repeat_interleave(M)
-stage1_loss | without M: the weights of Eq. 7 sum to 1 | return => clean + adversarial
-stage1_loss | M twice: the means over images are not multiplied again | return => M * M * (clean +
-    adversarial)
-stage1_loss | M on the clean half alone | return => M * clean + adversarial
-stage1_loss | no clean half | return => M * adversarial
-stage1_loss | no adversarial half | return => M * clean
-stage1_loss | the model stays in eval mode | model.train().requires_grad_(True) =>
-    model.requires_grad_(True)
-stage1_loss | the whole model attacked: that is stage 2 | attack_each_expert(model, x, y, settings)
-    => pgd(model, x, y, settings.eps, settings.alpha, settings.steps).repeat(M, 1, 1, 1)
-stage1_loss | one joined batch: clean and adversarial images have their own statistics | clean =
-    sample_loss(model, x, y, settings).mean() => both = sample_loss(model, torch.cat([x, x_adv]),
-    y.repeat(M + 1), settings); clean = both[:len(x)].mean() | adversarial = sample_loss(model,
-    x_adv, y.repeat(M), settings).mean() => adversarial = both[len(x):].mean()
-stage2_loss | without M: the weights of Eq. 7 sum to 1 | settings.n * =>
-stage2_loss | no clean half | in batches => in batches[1:]
-stage2_loss | the adversarial batch first: in batch norm the last counts most | in batches => in
-    batches[::-1]
-"""

@@ -100,24 +100,3 @@ def who_knows(logits: Tensor, y: Tensor) -> Tensor:
 
 def sigma_of() -> dict[str, float]:
     return {name: float(networks.name_of(name).split()[1]) for name in "AB"}
-
-
-MISTAKES = """
-vote_loss | each f's own error: the vote's is that of the average | return => (f - y[:,
-    None]).square().mean()
-vote_loss | the sum of both: their average is half of it | f.mean(1) => f.sum(1)
-collaboration_loss | the square of the mixture: that would be a vote again | return =>
-    ((g.softmax(1) * f).sum(1) - y).square().mean()
-collaboration_loss | softmax over the samples: it runs over the two functions | softmax(1) =>
-    softmax(0)
-collaboration_loss | g detached: it cannot learn to route | g.softmax => g.detach().softmax
-collaboration_loss | the mean over both: the weights sum to 1 already | .sum(1).mean() => .mean()
-trap_loss | the mean of both, not the best one's error | error.min(1).values => error.mean(1)
-trap_loss | no cross-entropy: g is not taught | return => error.min(1).values.mean()
-trap_loss | g towards the worse: it is to prefer the least error | error.argmin => error.argmax
-trap_loss | a softmax before the cross-entropy, which takes it itself | entropy(g, =>
-    entropy(g.softmax(1),
-who_knows | of all images, not of the class's | classes.sum(0).clamp(min=1) => len(y)
-who_knows | turned round: of what it answers, not of what is there | classes.sum(0).clamp(min=1) =>
-    F.one_hot(logits.argmax(-1), logits.shape[-1]).sum(1).clamp(min=1)
-"""

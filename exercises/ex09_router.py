@@ -114,7 +114,6 @@ def my_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     return attacks.adaptive(model, x, y, partial(attacks.pgd, eps=eps, **how))
 
 
-MISTAKES = ""
 WHY = """Why so little is left. Inference is wrong where some expert is wrong and answers. PGD
 follows the answering expert's logits alone; who answers is an argmax, which has no gradient, so
 PGD never tries to make another expert answer. attacks.misroute_loss does, for each expert in turn,

@@ -71,27 +71,3 @@ PROPERTIES = {
 def passes(method: str, M: int, S: int) -> float:
     stage1, others = M * S + M + M**2, M * S + 2 * M
     return {"soe-stage1": stage1, "soe": (stage1 + others) / 2}.get(method, others)
-
-
-MISTAKES = """
-together_loss | the vote's cross-entropy lets members rely on each other | return => sum(
-    F.cross_entropy(model(b), y) for b in batches)
-together_loss | M times the vote's cross-entropy lets members rely on each other | return =>
-    settings.n * sum(F.cross_entropy(model(b), y) for b in batches)
-together_loss | a mean over members: each moves 1/M as far | return => sum(sum_of_losses(model, b,
-    y) for b in batches) / settings.n
-together_loss | no clean half | return => sum_of_losses(model, batches[1], y)
-together_loss | the mean of the two, not their sum | return => sum(sum_of_losses(model, b, y) for b
-    in batches) / 2
-together_loss | the attacked batch first: in batch norm the last counts most | return =>
-    sum(sum_of_losses(model, b, y) for b in batches[::-1])
-together_loss | one joined batch: clean and attacked images have their own statistics | return =>
-    2 * sum_of_losses(model, torch.cat(batches), y.repeat(2))
-passes | forward and backward counted apart | return => 2 * {'soe-stage1': stage1, 'soe': (stage1 +
-    others) / 2}.get(method, others)
-passes | one attack for all: each step asks all M experts | M * S => S
-passes | M^2 forgotten: in stage 1 every expert learns from every expert's attack | M ** 2 => M
-passes | the attack not counted: it is most of the cost | M * S => 0
-passes | the stages summed: a batch is of one stage or the other | (stage1 + others) / 2 => stage1 +
-    others
-"""

@@ -106,28 +106,3 @@ def difference(ours: dict, theirs: dict) -> tuple[float, float]:
 
 def verdict(difference: float, error: float) -> int:
     return 0 if abs(difference) <= 1.96 * error else 1 if difference > 0 else -1
-
-
-MISTAKES = """
-difference | column: clean images are not attacked | worst(ours) - worst(theirs) => ours['clean'] -
-    theirs['clean']
-difference | column: PGD alone, where other attacks take more | worst(ours) - worst(theirs) =>
-    ours['pgd'] - theirs['pgd']
-difference | column: Square alone, where other attacks take more | worst(ours) - worst(theirs) =>
-    ours['square'] - theirs['square']
-difference | column: the attacks' mean; an attacker takes the strongest | worst(ours) -
-    worst(theirs) => np.mean(list(ours.values()), 0) - np.mean(list(theirs.values()), 0)
-difference | unit: seeds x images as independent, though an image hard for one seed is hard for the
-    next | return => 100 * d.mean(), 100 * (d.var(ddof=1) / d.size) ** 0.5
-difference | unit: the seeds left out; the claim is about other training runs, too | len(d) > 1 =>
-    False
-difference | unit: the images left out; the claim is about other images, too | square += => square =
-difference | pairing: the same images and seeds were seen by both | return => 100 * d.mean(), 100 *
-    sum(z.mean(0).var(ddof=1) / z.shape[1] + (z.mean(1).var(ddof=1) / len(z) if len(z) > 1 else 0)
-    for z in (worst(ours), worst(theirs))) ** 0.5
-difference | a deviation for an error: not divided by their number | / d.shape[1] => | / len(d) =>
-difference | n for n - 1 | ddof=1 => ddof=0
-verdict | no interval: a difference above 0 alone decides nothing | 1.96 * error => 0
-verdict | one standard error is 68 % | 1.96 * error => error
-verdict | never worse: where the interval lies below 0 the verdict is -1 | else -1 => else 0
-"""

