@@ -30,8 +30,9 @@ python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt
 
 Cut is what exercises {unit} to {last} ask for. Whatever calls such a function ends in one line, for
 instance "exercise {unit} is yours". Once an exercise has all its points your own functions stand
-there, for later exercises and for all scripts. An evening's plan of reading is in
-[exercises/README.md](exercises/README.md), the method, with its formulas, in
+there, for later exercises and for all scripts: the main command,
+`python train_collab.py --eps 0.03 --n 3`, runs when exercises 1 to 7 have theirs. An evening's plan
+of reading is in [exercises/README.md](exercises/README.md), the method, with its formulas, in
 [METHOD.md](METHOD.md).
 """
 GOAL = """Several small networks ("experts"), each with a head that predicts and one that says how
@@ -57,6 +58,7 @@ def exercises_page(text: str) -> str:
 def write_handout(unit: int, out: Path) -> None:
     """The project without solutions, in the new folder `out`. Raises OSError."""
     trees.copy(out, KEPT)
+    (out / "exercises" / "entry.py").unlink()  # the capstone's
     page = out / "exercises" / "README.md"
     page.write_text(exercises_page(page.read_text(encoding="utf-8")), encoding="utf-8")
     page = out / "METHOD.md"

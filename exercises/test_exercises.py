@@ -141,13 +141,10 @@ def worst_difference(ours, theirs):
 
 OTHERS = [  # right answers that are written otherwise
     (1, "ball", lambda x, eps: lambda z: (x + (z - x).clamp(-eps, eps)).clamp(0, 1)),
-    (1, "ball", lambda x, eps: lambda z: z.clamp(0, 1).clamp(x - eps, x + eps).clamp(0, 1)),
     (2, "pgd", pgd_by_mean),
     (2, "l2_step", lambda z, g, a: z + a * F.normalize(g.flatten(1)).view_as(g)),
     (3, "margin_loss", one_hot_margin),
-    (3, "cw_loss", lambda z, y, kappa=0.1: one_hot_margin(z, y).minimum(torch.tensor(kappa))),
     (4, "best_expert_loss", by_shift),
-    (4, "vote_cross_entropy", lambda l: by_shift(l, 1) + math.log(len(l))),
     (5, "confidence_loss", lambda s, p: -(
         p.detach() * F.logsigmoid(s) + (1 - p.detach()) * F.logsigmoid(-s)).mean(0)),
     (5, "counterexample", lambda: (torch.tensor([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]]),
@@ -156,9 +153,6 @@ OTHERS = [  # right answers that are written otherwise
     (6, "vote", lambda z: torch.logsumexp(z - z.logsumexp(-1, True), 0) - math.log(len(z))),
     (7, "stage1_loss", lambda m, x, y, s: train_submodel.stage1_loss(m.train(), x, y, s)),
     (8, "vote_loss", lambda f, g, y: F.mse_loss(f.sum(1) / 2, y)),
-    (8, "who_knows", lambda z, y: torch.stack([torch.stack([
-        (of.argmax(1) == y)[y == k].double().mean().nan_to_num() for k in range(z.shape[2])])
-        for of in z])),
     (9, "prediction", lambda: 30.0),
     (10, "passes", lambda m, M, S: M * S + {"soe-stage1": M + M * M, "soe": M * (3 + M) / 2}.get(
         m, 2 * M)),
@@ -233,38 +227,31 @@ def test_another_key_changes_the_numbers_and_the_answers_stay_right():
 
 # ------------------------------------------------------------------------------ who must not cheat
 
-HOSTILE = {
-    "an exit": "import sys\nsys.exit(0)\n",
-    "a hard exit": "import os\nos._exit(0)\n",
-    "forged lines": "import os, json\nfor fd in range(3, 20):\n    try:\n        os.write(fd, b'"
-    '[[[[{"probe": 1, "parts": {"": [[9e9], [1]]}}\\n\' + b"[" * 10**6)\n'
-    "    except OSError:\n        pass\nraise SystemExit\n",
-    "patched comparisons": "import numpy as np, torch\n"
-    "np.allclose = torch.allclose = lambda *a, **k: True\n",
-    "the project's answers": "from exercises import reference\n"
-    "globals().update(vars(reference(1)))\n",
-    "the exercise's answers": "from exercises.ex01_ball import l2_ball\nfrom attacks import ball\n",
-    "the right function": "from attacks import ball\n",
-    "no Python": "def ball(:\n",
-    "binary": "\0\1\2",
-}
+HOSTILE = [
+    "import sys\nsys.exit(0)",
+    "import os\nos._exit(0)",
+    "while True: pass",
+    "while True: print('yes ' * 1000)",
+    "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'[{\"probe\": 1}\\n' * 10**6)\n"
+    "    except OSError: pass\nraise SystemExit",
+    "import numpy as np, torch\nnp.allclose = torch.allclose = lambda *a, **k: True",
+    "from exercises import reference\nglobals().update(vars(reference(1)))",
+    "from exercises.answers import reference\nglobals().update(reference(1))",
+    "from attacks import ball\nfrom exercises.ex01_ball import l2_ball",
+    "from attacks import ball",
+    "def ball(:",
+    "\0\1\2",
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files_get_nothing_and_the_next_one_is_judged(name, tmp_path, capsys):
-    (tmp_path / "ex01.py").write_text(HOSTILE[name])
+@pytest.mark.parametrize("content", HOSTILE)
+def test_hostile_files_get_nothing_and_leave_valid_results(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "SECONDS", 8)
+    (tmp_path / "ex01.py").write_text(content + "\n")
     out = tmp_path / "results.json"
     assert check.main(["1", "--work", str(tmp_path), "--json", str(out)]) == 1
     assert json.loads(out.read_text())["score"] == 0
-
-
-@pytest.mark.slow
-def test_an_endless_loop_and_endless_output_end_in_time(tmp_path, tree, monkeypatch):
-    monkeypatch.setattr(answers, "SECONDS", 6)
-    for content in ("while True:\n    pass\n", "while True:\n    print('yes ' * 1000)\n"):
-        mine, _ = answers.student_answers(1, content.encode(), tree(1), graded=False)
-        assert set(mine.values()) == {"no answer within 6 s"}
 
 
 @pytest.mark.slow
@@ -353,7 +340,7 @@ def test_the_exit_status_is_0_at_full_points_or_at_those_that_are_asked_for(tmp_
 
 @pytest.mark.slow
 def test_a_folder_of_submissions_becomes_a_table_of_grades(tmp_path, capsys, refused):
-    for student, content in (("ann", solution(1)), ("bob", HOSTILE["no Python"])):
+    for student, content in (("ann", solution(1)), ("bob", HOSTILE[-2])):
         (tmp_path / "all" / student).mkdir(parents=True)
         (tmp_path / "all" / student / "ex01.py").write_text(content)
     (tmp_path / "all" / "ann" / "ex01.txt").write_text("# In words\nthree words here\n")
@@ -381,12 +368,8 @@ def test_a_student_sees_the_own_line_the_print_the_part_and_how_to_go_on(checked
     assert re.search(r"the gradient for experts\.\d\.\S+ at \[", out)
     checked(3, solution(3).replace("return (wanted", "return (wanted.detach()"))
     assert "the gradient for logits" in capsys.readouterr().out
-
-
-def test_gradients_that_are_forgotten_are_explained_in_words(tmp_path, tree):
-    content = solution(2).replace("x_adv.requires_grad_()\n", "pass\n")
-    mine, _ = answers.student_answers(2, content.encode(), tree(2), graded=False)
-    assert "requires_grad_(True) forgotten?" in mine["a linear network, 1 step"]
+    checked(2, solution(2).replace("x_adv.requires_grad_()\n", "pass\n"))
+    assert "requires_grad_(True) forgotten?" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
@@ -430,7 +413,8 @@ def handouts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("unit", [1, 6])
-def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts):
+def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts, refused):
+    assert "is there already" in refused(handout, "--unit", unit, "--out", handouts[unit])
     texts = {p: ast.unparse(ast.parse(p.read_text())) for p in handouts[unit].rglob("*.py")}
     kept = {str(path.relative_to(handouts[unit])) for path in handouts[unit].rglob("*")}
     assert not [p for p in kept for word in ("test_", "lecturer", "capstone", ".git") if word in p]
@@ -466,10 +450,6 @@ def test_one_handout_carries_the_course(handouts, tmp_path):
         assert status == 0, said
     status, said = run_in(folder, *train, tmp_path / "run")
     assert status == 0 and "collaboration" in said, said
-
-
-def test_a_handout_makes_no_handout_and_overwrites_nothing(handouts, tmp_path, refused):
-    assert "is there already" in refused(handout, "--unit", "4", "--out", tmp_path)
 
 
 # ---------------------------------------------------------------------------------------- the pages
