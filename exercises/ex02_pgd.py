@@ -74,15 +74,11 @@ def minus_p_y(logits: Tensor, y: Tensor) -> Tensor:
 
 
 PROPERTIES = {
-    (
-        "pgd",
-        2,
-        "after one step every pixel has moved by alpha, uphill, as far as the ball lets it",
-    ): {
+    ("pgd", 2, "one step moves every pixel by alpha, uphill, as far as the ball lets it"): {
         "a linear network, 1 step": attacked(1),
         "a tanh network, 1 step": attacked(1, 8),
     },
-    ("pgd", 2, "after ten on a linear network it is in the worst corner of the ball"): {
+    ("pgd", 2, "ten steps on a linear network reach the worst corner of the ball"): {
         "a linear network, 10 steps": attacked(10)
     },
     ("pgd", 2, "several steps on a curved loss end where they should, also on another loss"): {

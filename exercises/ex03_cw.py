@@ -28,14 +28,14 @@ targeted_loss | (logits: Tensor, target: Tensor, kappa: float = 0.1) -> Tensor |
 KAPPA = constant(1.5)
 Z, Y = torch.cat([3 * randn(12, 5), -1 - 8 * rand(4, 5, seed=1)]), torch.arange(16) % 5
 FAR = -1e6 * (1 + rand(3, 4, seed=2))
-SURE = torch.linspace(1, 60, 60).double()[:, None] * torch.tensor([2.0, 1.0, 0.0]).double()
+SURE = torch.linspace(2, 120, 60).double()[:, None] * torch.tensor([2.0, 1.0, 0.0]).double()
 
 
 def asked(function: str, logits: Tensor, y: Tensor, **how):
     return lambda own: with_gradients(lambda z: getattr(own, function)(z, y, **how), logits=logits)
 
 
-PICTURE = "margin of t (2, 1, 0), t = 1 .. 60, y = 0"
+PICTURE = "margin of t (2, 1, 0), t = 2 .. 120, y = 0"
 PROPERTIES = {
     ("margin_loss", 1, "the margin of 16 images, some with all logits negative"): {
         "margin": asked("margin_loss", Z, Y)
@@ -60,9 +60,9 @@ def draw(axes, answers: dict, style: dict) -> None:
     margin = torch.from_numpy(answers[PICTURE]["the gradient for logits"])
     entropy = with_gradients(lambda z: cross_entropy(z, 0 * Y[0].expand(60)), logits=SURE.float())
     label = style.pop("label")
-    axes.semilogy(SURE[:, 0], margin.norm(dim=1), **style, label=f"margin, {label}")
-    axes.semilogy(SURE[:, 0], entropy["the gradient for logits"].norm(dim=1), "k:")
-    axes.set(xlabel="true logit less the best wrong one, times 2", ylabel="gradient (dotted: CE)")
+    axes.semilogy(SURE[:, 1], margin.norm(dim=1), **style, label=f"margin, {label}")
+    axes.semilogy(SURE[:, 1], entropy["the gradient for logits"].double().norm(dim=1), "k:")
+    axes.set(xlabel="true logit less the best wrong one", ylabel="gradient (dotted: CE)")
 
 
 # -------------------------------------------------------------------------- for the judge alone

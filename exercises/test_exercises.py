@@ -40,6 +40,7 @@ def solution(number):
     code, _ = start.starter(number)
     parts = [code.split("\n\n\n")[0].split("\ndef ")[0], "import math", "from attacks import *"]
     parts += ["from functools import partial\nfrom itertools import chain\nimport attacks"]
+    parts += ["import sys\nassert __name__ in sys.modules  # where a dataclass looks"]
     parts += ["from attacks import Iterator\nfrom baselines.plain import weights"]
     for name, place in table(getattr(load(number), "CUT", "")):
         if name not in tasks(number):
@@ -181,14 +182,6 @@ def test_other_right_answers_get_all_points_too(number, name, other):
 def test_two_mistakes_at_once_and_unknown_ones_have_no_name(number, functions):
     earned, names = judged(number, **functions)
     assert earned < points(number) and names == []
-
-
-def test_a_mistake_is_named_in_its_function_while_others_are_right_or_missing():
-    hard = {"best_expert_loss": lambda l, s: l.min(0).values}
-    _, names = judged(4, **hard)
-    assert [name.split(":")[1].strip() for name in names] == ["the hard minimum"]
-    mine = answers.ask(4, hard)
-    assert check.mistakes(4, mine) == names and mine.keys() == answers.expected(4)[""].keys()
 
 
 @pytest.mark.parametrize("number", FILES)
@@ -372,14 +365,6 @@ def test_a_student_sees_the_own_line_the_print_the_part_and_how_to_go_on(checked
     assert "requires_grad_(True) forgotten?" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.slow
-def test_a_dataclass_of_a_student_s_is_found_in_its_module(checked):
-    content = "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n"
-    content += "@dataclass\nclass Mine:\n    eps: float = 1\n\n\n"
-    body = solution(1).split('"""', 2)[2]  # __future__ comes first
-    assert checked(1, content + body) == points(1)
-
-
 def test_a_starter_is_never_written_over_a_student_s_file(tmp_path, refused):
     start.main(["4", "--work", str(tmp_path)])
     (tmp_path / "ex04.py").write_text("mine")
@@ -448,7 +433,7 @@ def test_one_handout_carries_the_course(handouts, tmp_path):
         (work / f"ex{number:02}.py").write_text(solution(number))
         status, said = run_in(folder, "exercises.check", number, "--work", work)
         assert status == 0, said
-    status, said = run_in(folder, *train, tmp_path / "run")
+    status, said = run_in(folder, *train, tmp_path / "again")
     assert status == 0 and "collaboration" in said, said
 
 

@@ -14,7 +14,7 @@ CODE = (
     *("experiments/results/runs.jsonl", "experiments/results/attacks.jsonl"),
 )
 LEFT_OUT = shutil.ignore_patterns(
-    *("test_*", "conftest.py", "*.pyc", "__pycache__", "*.tmp", "cifar-10-*", "*.jinja"),
+    *("test_*", "conftest.py", "*.pyc", "__pycache__", "*.tmp", "cifar-10-*"),
     *("lecturer", "entries", "capstone.py", "expected"),
 )
 YOURS = "from exercises.yours import yours"
