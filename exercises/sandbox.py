@@ -28,7 +28,7 @@ QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def allowed(access: str, path: Path) -> bool:
-    """May the user of a graded run read ("R_OK") or change ("W_OK") it?"""
+    """May the user of a graded run read ("R_OK"), change ("W_OK") or enter ("X_OK") it?"""
     code = f"import os, sys; sys.exit(not os.access(sys.argv[1], os.{access}))"
     command = [sys.executable, "-IS", "-c", code, str(path)]
     return subprocess.run(command, **AS_STUDENT).returncode == 0
@@ -44,6 +44,8 @@ def check_graded(read: list[Path], write: list[Path]) -> None:
         subprocess.run([sys.executable, "-c", "import torch"], **AS_STUDENT, **QUIET, check=True)
     except (OSError, subprocess.SubprocessError):
         raise ValueError(f"every user must be able to run {sys.executable} with torch") from None
+    if not allowed("X_OK", Path(tempfile.gettempdir())):
+        raise ValueError(f"every user must be able to enter {tempfile.gettempdir()}: set TMPDIR")
     for path in read:
         if allowed("R_OK", path):
             raise ValueError(f"students' code could read {path}: chmod 700 {path}")

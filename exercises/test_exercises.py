@@ -274,7 +274,7 @@ def test_a_student_s_process_sees_no_solution_of_its_exercise(number, tree):
 
 
 @pytest.mark.slow
-def test_in_a_graded_run_nothing_of_a_student_s_outlives_it_or_reaches_the_judge(tmp_path, tree):
+def test_in_a_graded_run_nothing_of_a_student_s_outlives_it_or_reaches_the_judge(tmp_path):
     try:
         sandbox.check_graded([], [])
     except ValueError as error:
@@ -282,7 +282,7 @@ def test_in_a_graded_run_nothing_of_a_student_s_outlives_it_or_reaches_the_judge
     content = f"""
 import os, subprocess, sys
 assert os.getuid() == {sandbox.UID} and not os.getgroups()
-for path in ({str(tmp_path)!r}, {str(tree(1))!r}):
+for path in ({str(tmp_path)!r}, os.getcwd()):
     assert not os.access(path, os.W_OK)
 try:
     os.kill({os.getpid()}, 9)
@@ -295,7 +295,9 @@ daemon = "import os, time; os.setsid(); time.sleep(99)"
 subprocess.Popen([sys.executable, "-c", daemon], start_new_session=True)
 raise ValueError("so far")
 """
-    mine, _ = answers.student_answers(1, content.encode(), tree(1), graded=True)
+    with sandbox.folder() as folder:  # pytest's own are for nobody else
+        place = trees.for_child(folder / "tree", 1)
+        mine, _ = answers.student_answers(1, content.encode(), place, graded=True)
     assert all(text.endswith("ValueError: so far") for text in mine.values())
     assert not os.path.exists("/tmp/answers.npz") and not os.path.exists("/tmp/deep")
     running = subprocess.run(["ps", "-o", "pid=", "-u", str(sandbox.UID)], capture_output=True)
