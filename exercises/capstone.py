@@ -24,11 +24,8 @@ has to make sense before such an entry is ranked: gradients that are zero, a Squ
 that is stronger than gradients, an AutoPGD that is weaker than PGD, anything correct at eps 1.
 """
 
+import ast
 import json
-import subprocess
-import sys
-import tempfile
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -37,100 +34,52 @@ from torch import Tensor, nn
 
 import data
 from baselines.models import build
-from exercises import HERE
-from exercises.check import end_group, start_child
-from exercises.child import own_module
+from exercises import HERE, ROOT, sandbox, trees
+from exercises.answers import read_answers
+from exercises.check import submitted
+from exercises.entry import BATCH, EPS, settings_of
 from experiments.evaluate import DECIDE, attacks_at, doubts, measure
 from experiments.intervals import paired_difference
 from support import checkpoints, files, options
 from support.printing import percent
 
-FOLDS, EPS, BATCH = 5, 0.1, 128
+FOLDS, SECONDS = 5, 900  # of a fold, at most
 BUDGET = 36 * BATCH * 11 * 30  # that of an ensemble attacked as a whole, in 30 epochs
-SETTINGS = {"n": 3, "depth": 2, "image_shape": [1, 8, 8], "num_classes": 10, "confidence": "ehead"}
-SECONDS = 900  # of a fold, at most
 
 
-def settings_of(combine: str) -> Namespace:
-    """Raises ValueError for another way to combine the experts."""
-    kinds = {"vote": "ensemble"} | {name: name for name in ("collaboration", "mixture", "soft")}
-    if combine not in kinds:
-        raise ValueError(f"COMBINE is {combine!r}: it must be {', '.join(kinds)}")
-    attack = {"eps": EPS, "alpha": EPS / 3, "steps": 10, "random_start": False}
-    how = {
-        "weights": "best",
-        "sigma": 1.0,
-        "lambda_": 1.0,
-        "progress": 0.0,
-        "temperature": 1.0,
-        "model": kinds[combine],
-    }
-    return Namespace(**SETTINGS | attack | how)
+def declared(entry: Path) -> str:
+    """The COMBINE of an entry, read without running it. Raises ValueError."""
+    content = submitted(entry)
+    if content is None:
+        raise ValueError(f"no file {entry}")
+    try:
+        assigned = [node for node in ast.parse(content).body if isinstance(node, ast.Assign)]
+        values = [n.value for n in assigned if ast.unparse(n.targets[0]) == "COMBINE"]
+        combine = ast.literal_eval(values[-1]) if values else "missing"
+    except Exception as error:  # whatever there is in a student's file
+        raise ValueError(f"{entry}: {type(error).__name__}: {error}") from None
+    settings_of(combine)
+    return combine
 
 
-# ---------------------------------------------------------------------------- in the worker process
-
-
-def train_entry(method: object, x: Tensor, y: Tensor, budget: int, seed: int) -> nn.Module:
-    """An entry's model, trained on x uint8 [N, C, H, W], y [N] until the budget is used up."""
-    settings, used = settings_of(method.COMBINE), [0]
-    torch.manual_seed(seed)
-    model = build(vars(settings))
-
-    def count(_, inputs: tuple[Tensor]) -> None:
-        used[0] += len(inputs[0]) if torch.is_grad_enabled() else 0
-
-    for expert in model.experts:
-        expert.backbone.register_forward_pre_hook(count)
-    rate = getattr(method, "LEARNING_RATE", 0.1)
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=1e-4)
-    while used[0] < budget:
-        for batch in data.batches(x, y, BATCH, augment=False):
-            settings.progress = min(1.0, used[0] / budget)
-            falls = (settings.progress >= 0.5) + (settings.progress >= 0.75)
-            optimizer.param_groups[0]["lr"] = rate * 0.1**falls
-            optimizer.zero_grad()
-            method.loss(model, *batch, settings).backward()
-            optimizer.step()
-            if used[0] >= budget:
-                break
-    return model
-
-
-def work(entry: str, images: str, out: str, budget: str, seed: str) -> None:
-    """`train_entry` of a file, its training images and the file for the weights."""
-    with np.load(images) as file:
-        x, y = (torch.from_numpy(file[name]) for name in "xy")
-    model = train_entry(own_module(entry), x, y, int(budget), int(seed))
-    torch.save(model.state_dict(), out)
-
-
-# ---------------------------------------------------------------------------------------- the judge
-
-
-def trained(entry: Path, combine: str, x: Tensor, y: Tensor, budget: int, seed: int) -> nn.Module:
+def trained(entry: Path, tree: Path, x: Tensor, y: Tensor, budget: int, seed: int, graded: bool):
     """An entry's model, trained on x uint8 [N, C, H, W], y [N] in another process. Raises
     ValueError where that fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        images, weights = Path(folder) / "train.npz", Path(folder) / "weights.pt"
+    with sandbox.folder() as folder:
+        method, images = folder / "method.py", folder / "train.npz"
+        method.write_bytes(submitted(entry) or b"")
         np.savez(images, x=x.numpy(), y=y.numpy())
-        words = ["exercises.capstone", "--work", entry.resolve(), images, weights, budget, seed]
-        with open(Path(folder) / "errors", "w+") as errors:
-            child = start_child(list(map(str, words)), folder, stderr=errors)
-            try:
-                child.wait(SECONDS)
-            except subprocess.TimeoutExpired:
-                raise ValueError(f"{entry} was not trained within {SECONDS} s a fold") from None
-            finally:
-                end_group(child)
-            errors.seek(0)
-            last = (errors.read().strip() or "it ended without weights").split("\n")[-1]
-        model = build(vars(settings_of(combine)))
-        try:
-            state = torch.load(weights, weights_only=True)
-            model.load_state_dict(state)
-        except Exception:  # whatever a student's process has left there
-            raise ValueError(f"{entry} left no weights of our networks: {last}") from None
+        words = ["exercises.entry", method, images, budget, seed]
+        raw, ended = sandbox.run(words, tree, SECONDS, graded)
+    answers, _ = read_answers(raw)
+    if "error" in answers:
+        raise ValueError(f"{entry}: {answers['error']}")
+    model = build(vars(settings_of(declared(entry))))
+    try:
+        state = {name: torch.from_numpy(parts[""]).float() for name, parts in answers.items()}
+        model.load_state_dict(state)
+    except Exception:  # whatever a student's process has written
+        raise ValueError(f"{entry} left no weights of our networks: it {ended}") from None
     if not all(value.isfinite().all() for value in state.values()):
         raise ValueError(f"{entry} left weights that are NaN or infinite")
     return model.eval()
@@ -157,37 +106,32 @@ def attacked(model: nn.Module, others: list[nn.Module], x: Tensor, y: Tensor) ->
     if others:
         images = [attacks_at(["pgd"], other, EPS)["pgd"](other, x, y) for other in others]
         transfer["transfer"] = torch.stack(images)
-    found = measure(model, x, y, attacks_at(DECIDE, model, EPS, 20, 1000), transfer)
-    return found | {"doubts": doubts(model, x, y, found["table"][model.row])}
+    measured = measure(model, x, y, attacks_at(DECIDE, model, EPS, 20, 1000), transfer)
+    return measured | {"doubts": doubts(model, x, y, measured["table"][model.row])}
 
 
-def judge(entry: Path, folds: int, budget: int) -> tuple[dict, list[dict]]:
+def judge(entry: Path, folds: int, budget: int, graded: bool) -> tuple[dict, list[dict]]:
     """An entry's result, that is what it has correct, "0110..", of all digits of these folds, by
     column; and its weights, a fold each."""
     digits = data.load("digits")
     x = torch.cat([digits.x_train, digits.x_test])
     y = torch.cat([digits.y_train, digits.y_test])
     part = torch.from_numpy(np.random.default_rng(0).permutation(len(x)) % FOLDS)
-    try:
-        method = own_module(str(entry))
-    except Exception as error:  # whatever there is in a student's file
-        raise ValueError(f"{entry}: {type(error).__name__}: {error}") from None
-    combine = getattr(method, "COMBINE", None)
-    settings_of(combine)
-    if not callable(getattr(method, "loss", None)):
-        raise ValueError(f"{entry} has no loss(model, x, y, settings)")
+    combine = declared(entry)
     correct, signs, weights, others = {}, [], [], other_entries(entry)
-    for k in range(folds):
-        test = part == k
-        model = trained(entry, combine, x[~test], y[~test], budget, seed=k)
-        weights.append(model.state_dict())
-        images = x[test].float() / 255
-        found = attacked(model, [of[k] for of in others.values()], images, y[test])
-        for column, bits in found["correct"].items():
-            correct[column] = correct.get(column, "") + bits
-        signs += [f"fold {k + 1}: {sign}" for sign in found["doubts"]]
-        worst = found["table"][model.row]["worst"]
-        print(f"fold {k + 1} of {folds}: {worst:.1f} %", flush=True)
+    with sandbox.folder() as folder:
+        tree = trees.for_child(folder / "tree", None)
+        for k in range(folds):
+            test = part == k
+            model = trained(entry, tree, x[~test], y[~test], budget, k, graded)
+            weights.append(model.state_dict())
+            images = x[test].float() / 255
+            measured = attacked(model, [of[k] for of in others.values()], images, y[test])
+            for column, bits in measured["correct"].items():
+                correct[column] = correct.get(column, "") + bits
+            signs += [f"fold {k + 1}: {sign}" for sign in measured["doubts"]]
+            worst = measured["table"][model.row]["worst"]
+            print(f"fold {k + 1} of {folds}: {worst:.1f} %", flush=True)
     told = {"entry": entry.stem, "combine": combine, "folds": folds, "budget": budget}
     told |= {"others": list(others), "versions": options.versions()}
     return told | {"correct": correct, "doubts": signs}, weights
@@ -212,23 +156,24 @@ def table(entries: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    if argv is None and sys.argv[1:2] == ["--work"]:
-        return work(*sys.argv[2:])
     parser = options.Parser(__doc__, prog="-m exercises.capstone")
     add = parser.add_argument
     add("entry", metavar="METHOD.py", help="the file that is handed in")
     add("--quick", action="store_true", help="one fold and a tenth of the budget")
     add("--out", metavar="FILE", help="its result (default: METHOD.json beside it)")
+    add("--graded", action="store_true", help="as root: students' code gets a user of its own")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         entry = Path(args.entry)
-        if not entry.is_file():
-            raise ValueError(f"no file {entry}")
+        declared(entry)
         out = Path(args.out) if args.out else entry.with_suffix(".json")
         if not args.quick:
             files.check_new(out, ".json", "--out")
             files.check_new(out.with_suffix(".pt"), ".pt", "--out")
-        result, weights = judge(entry, *((1, BUDGET // 10) if args.quick else (FOLDS, BUDGET)))
+        if args.graded:
+            sandbox.check_graded([ROOT], [out.absolute().parent])
+        folds, budget = (1, BUDGET // 10) if args.quick else (FOLDS, BUDGET)
+        result, weights = judge(entry, folds, budget, args.graded)
         for sign in result["doubts"]:
             print(f"Doubtful, {sign}.")
         if args.quick:

@@ -2,208 +2,132 @@
 
     python -m exercises.check 4                          # work/ex04.py
     python -m exercises.check all                        # whatever is in work/
-    python -m exercises.check all --json results.json    # for Gradescope
+    python -m exercises.check all --graded --json results.json --fail-under 60
+    python -m exercises.check all --graded --submissions FOLDER --csv grades.csv
 
-A child process imports the student's file and answers probes; this one judges the answers, so that
-neither an exit status nor anything printed there counts. Only the functions of the exercise itself
-are the student's: a mistake in one exercise spoils no other. Where answers match neither the right
-ones nor a known mistake the file is kept in work/unexplained, for next year's list of mistakes.
+A student's file runs in another process (sandbox.py), which returns numbers; here they are
+compared with the right ones, computed before. Only the functions of the exercise are the student's:
+a mistake in one spoils no other. Without --graded this is a check for yourself: it does not keep a
+determined student from cheating, and --graded, as root on Linux, is what a grade needs.
 """
 
 import contextlib
-import functools
-import hashlib
-import itertools
+import csv
+import io
 import json
 import os
-import re
-import signal
-import subprocess
+import stat
 import sys
-import tempfile
 import textwrap
-import zipfile
+from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import torch
 
-from exercises import FILES, HERE, NOT_DONE, ROOT, Answers, Property, ask, load, points, reference
-from exercises import title as title_of
-from exercises.start import exercise
+from exercises import (
+    EXPECTED,
+    FILES,
+    HERE,
+    ROOT,
+    Answers,
+    Numbers,
+    exercise,
+    load,
+    points,
+    sandbox,
+    title,
+    trees,
+    with_key,
+)
+from exercises.answers import expected, student_answers
 from support import files, options, pictures
 
-SEPARATOR = "; "  # of two mistakes at once
-SECONDS = 20  # for one exercise, or as it says; what has been answered by then counts
-Judged = list[tuple[Property, int, str]]  # its points that were earned, and why not all
+TOLERANCE = 1e-6  # or as an exercise says
+Judged = list[tuple[str, int, int, str]]  # a property: its text, points, those earned, why not all
 
 
-# ----------------------------------------------------------------------------------- the student's
+def submitted(path: Path) -> bytes | None:
+    """What a student has handed in: an ordinary file of at most a megabyte, or nothing."""
+    with contextlib.suppress(OSError):
+        told = os.lstat(path)
+        if stat.S_ISREG(told.st_mode) and told.st_size < 2**20:
+            return path.read_bytes()
 
 
-def student_answers(number: int, path: Path, seconds: float | None = None) -> tuple[Answers, str]:
-    """What the student's functions answer, and the end of what they print. Whatever happens in the
-    child process, it and what it started have ended when this returns."""
-    seconds = seconds or getattr(load(number), "SECONDS", SECONDS)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "answers.npz"
-        words = ["exercises.child", str(number), str(path.resolve()), str(out)]
-        child = start_child(words, folder)
-        ended = "ended before this was asked"
-        try:
-            child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            ended = f"no answer within {seconds:g} s"
-        finally:
-            end_group(child)
-        answers = read_answers(out)
-    printed = str(answers.pop("printed", ""))
-    if "import" in answers:  # its error stands for everything
-        return dict.fromkeys(load(number).PROBES, answers["import"]), printed
-    return {name: answers.get(name, np.array(ended)) for name in load(number).PROBES}, printed
-
-
-def start_child(words: list[str], folder: str, stderr=subprocess.DEVNULL) -> subprocess.Popen:
-    """python -m words, in this folder, on one thread, and in a process group of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": stderr}
-    how |= {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x200}
-    return subprocess.Popen([sys.executable, "-m", *words], cwd=folder, env=environment, **how)
-
-
-def end_group(child: subprocess.Popen) -> None:
-    """Ends a child and the processes that it has started."""
-    if os.name == "posix":
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-    else:
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(child.pid)], capture_output=True)
-    child.wait()
-
-
-def read_answers(path: Path) -> Answers:
-    """The child's file; nothing where it is not there or not what it should be."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return {}
-
-
-# ---------------------------------------------------------------------- the right, and mistakes
-
-
-@functools.cache
-def expected(number: int) -> dict[str, Answers]:
-    """{"": the right answers, "a mistake" and "one; another": what these would answer}. In a
-    handout, which holds no solutions, they come from a file."""
-    module, kept = load(number), HERE / "expected" / f"ex{number:02}.npz"
-    if kept.exists():
-        found: dict[str, Answers] = {}
-        for key, value in read_answers(kept).items():
-            mistake, _, probe = key.partition("|")
-            found.setdefault(mistake, {})[probe] = value
-        return found
-    quick = quick_probes(number)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for so few numbers a second thread costs more than it gives
-    found = {"": ask(number, reference(number))}
-    more = module.more()
-    together = [name for name in module.MISTAKES if name not in more]
-    for count in (1, 2):
-        for names in itertools.combinations(together, count):
-            own = SimpleNamespace(**module.variant(frozenset(names)))
-            found[SEPARATOR.join(names)] = ask(number, own, quick)
-    for name, functions in more.items():
-        own = SimpleNamespace(**module.variant(frozenset()) | functions)
-        found[name] = ask(number, own, quick)
-    torch.set_num_threads(threads)
-    return found
-
-
-def is_error(value: np.ndarray) -> bool:
-    return value.dtype.kind == "U"
-
-
-def same(mine: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
-    if is_error(mine) or is_error(right):
-        return str(mine).split("\n")[-1] == str(right).split("\n")[-1]
-    if mine.shape != right.shape:
-        return False
-    return np.allclose(mine, right, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-def mistakes(number: int, mine: Answers, judged: Judged) -> list[str]:
-    """The known mistakes, single or two together, that explain each property which does not hold:
-    those that answer all its probes as the student does. Where several do, the one that agrees in
-    most of the other probes, too."""
-    module, known = load(number), expected(number)
-    tolerance, found = getattr(module, "TOLERANCE", 1e-6), {}
-    right, agreed = known[""], {}
-    for names, theirs in known.items():
-        agreed[names] = {p for p, value in theirs.items() if same(mine[p], value, tolerance)}
-    for of in (of for of, earned, _ in judged if earned < of.points):
-        told = [p for p in of.probes if p in quick_probes(number) and not undone(mine[p])]
-        wrong = [p for p in told if not same(mine[p], right[p], tolerance)]
-        fits = [n for n, probes in agreed.items() if n and wrong and probes >= set(told)]
-        if fits:
-            best = max(fits, key=lambda n: (SEPARATOR not in n, len(agreed[n])))
-            found |= dict.fromkeys(best.split(SEPARATOR))
-    return list(found)
-
-
-def quick_probes(number: int) -> list[str]:
-    """The probes that are tried on mistakes, too."""
-    module = load(number)
-    return [name for name in module.PROBES if name not in getattr(module, "SLOW", ())]
-
-
-def undone(answer: np.ndarray) -> bool:
-    return is_error(answer) and NOT_DONE.split()[1] in str(answer)
+def words(work: Path, number: int) -> int:
+    """How many words answer the question; the question's own lines begin with #."""
+    text = (submitted(work / f"ex{number:02}.txt") or b"").decode(errors="replace")
+    return sum(len(line.split()) for line in text.split("\n") if not line.startswith("#"))
 
 
 # --------------------------------------------------------------------------------------- judging
 
 
-def counterexample(probe: str, mine: np.ndarray, right: np.ndarray, tolerance: float) -> str:
-    """Where an answer differs most from the right one."""
-    if is_error(mine):
-        return f"{probe}: {mine}"
-    if is_error(right):
-        return f"{probe}: an error should be raised there"
-    if mine.shape != right.shape:
-        return f"{probe}: yours has shape {list(mine.shape)}, it should be {list(right.shape)}"
-    wrong = np.where(np.isnan(mine), np.inf, np.abs(mine - right))
-    at = np.unravel_index(np.nan_to_num(wrong, posinf=np.inf).argmax(), mine.shape)
-    where = f" at {list(map(int, at))}" if mine.size > 1 else ""
-    return f"{probe}:{where} yours is {mine[at]:.6g}, it should be {right[at]:.6g}"
+def same(mine: Numbers | str, other: Numbers | str, tolerance: float) -> bool:
+    if isinstance(mine, str) or isinstance(other, str) or mine.keys() != other.keys():
+        return False
+    return all(
+        mine[part].shape == value.shape
+        and np.allclose(mine[part], value, rtol=tolerance, atol=tolerance, equal_nan=True)
+        for part, value in other.items()
+    )
+
+
+def difference(mine: Numbers, right: Numbers, tolerance: float) -> str:
+    """The first part of an answer that differs, and where it does so most."""
+    for part, value in right.items():
+        name, own = f", {part}" if part else "", mine.get(part)
+        if own is None or own.shape != value.shape:
+            shape = "nothing" if own is None else f"shape {list(own.shape)}"
+            return f"{name}: yours has {shape}, it should be {list(value.shape)}"
+        if not same({"": own}, {"": value}, tolerance):
+            wrong = np.nan_to_num(np.abs(own - value), nan=np.inf, posinf=np.inf)
+            at = np.unravel_index(wrong.argmax(), own.shape)
+            place = f" at {list(map(int, at))}" if own.size > 1 else ""
+            return f"{name}{place}: yours is {own[at]:.6g}, it should be {value[at]:.6g}"
+    return ": yours has parts that it should not have"
+
+
+def why_not(number: int, mine: Answers, text: str, asked: list[str]) -> str:
+    """What is wrong with a student's answers to a property's probes; "" where nothing is."""
+    module, right = load(number), expected(number)[""]
+    tolerance, test = (
+        getattr(module, "TOLERANCE", TOLERANCE),
+        getattr(module, "TESTS", {}).get(text),
+    )
+    for probe in (probe for probe in asked if isinstance(mine[probe], str)):
+        if "NotImplementedError: exercise" in mine[probe]:
+            return "not written yet"
+        once = len(set(map(str, mine.values()))) == 1  # nothing of the file could be imported
+        return mine[probe] if once else f"{probe}: {mine[probe]}"
+    if test:
+        try:
+            return test(mine, right) or ""
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return f"{asked[0]}: not what was asked for ({error})"
+    for probe in asked:
+        if not same(mine[probe], right[probe], tolerance):
+            return probe + difference(mine[probe], right[probe], tolerance)
+    return ""
 
 
 def judge(number: int, mine: Answers) -> Judged:
-    """Each property, what it earns, and the smallest counterexample."""
-    module, right = load(number), expected(number)[""]
-    tolerance, judged = getattr(module, "TOLERANCE", 1e-6), []
-    for of in module.PROPERTIES:
-        failed = [p for p in of.probes if is_error(mine[p]) and not is_error(right[p])]
-        shapes = [p for p in of.probes if mine[p].shape != right[p].shape]
-        wrong = [p for p in of.probes if not same(mine[p], right[p], tolerance)]
-        if failed and undone(mine[failed[0]]):
-            other = re.search(r"exercise (\d+): (\w+)", str(mine[failed[0]]))
-            why = "not written yet"
-            if other and int(other[1]) != number:
-                why = f"it needs {other[2]}, which exercise {other[1]} asks for and this handout "
-                why += f"lacks: use the handout of unit {number}"
-        elif failed:
-            once = len(set(map(str, mine.values()))) == 1  # nothing of the file could be imported
-            why = str(mine[failed[0]]) if once else f"{failed[0]}: {mine[failed[0]]}"
-        elif of.test and not shapes:
-            why = of.test(mine, right) or ""
-        else:
-            probe = (shapes or wrong or [None])[0]
-            why = counterexample(probe, mine[probe], right[probe], tolerance) if probe else ""
-        judged.append((of, 0 if why else of.points, why))
+    """Each property, what it earns, and what is wrong."""
+    judged = []
+    for (_, most, text), asked in load(number).PROPERTIES.items():
+        why = why_not(number, mine, text, list(asked))
+        judged.append((text, most, 0 if why else most, why))
     return judged
+
+
+def mistakes(number: int, mine: Answers) -> list[str]:
+    """The known mistakes that answer every probe of a function as the student does."""
+    tolerance, fits = getattr(load(number), "TOLERANCE", TOLERANCE), {}
+    for mistake, theirs in expected(number).items():
+        function = mistake.partition(":")[0]
+        if theirs and all(same(mine[probe], theirs[probe], tolerance) for probe in theirs):
+            fits.setdefault(function, mistake)  # of several the first
+    return list(filter(None, fits.values()))
 
 
 def draw(number: int, mine: Answers, path: Path) -> bool:
@@ -211,97 +135,162 @@ def draw(number: int, mine: Answers, path: Path) -> bool:
     module = load(number)
     if not hasattr(module, "draw"):
         return False
-    numbers = {probe: value for probe, value in mine.items() if not is_error(value)}
     figure, axes = pictures.subplots(figsize=(6, 4))
     module.draw(axes, expected(number)[""], {"color": "0.7", "lw": 5, "label": "right"})
     with contextlib.suppress(Exception):  # there is none, or of another shape
-        module.draw(axes, numbers, {"color": "red", "lw": 1.5, "label": "yours"})
-    axes.legend()
-    axes.set_title(title_of(module), fontsize=10)
+        module.draw(axes, mine, {"color": "red", "lw": 1.5, "label": "yours"})
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    axes.set_title(title(number), fontsize=10)
     files.write(path, pictures.as_png(figure))
     return True
 
 
-def keep(path: Path) -> Path:
-    """A copy of a file whose answers nobody has foreseen."""
-    content = path.read_bytes()
-    name = f"{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}.py"
-    folder = path.parent / "unexplained"
-    folder.mkdir(exist_ok=True)
-    files.write(folder / name, content)
-    return folder / name
+def why_so(number: int) -> str:
+    """What is told once an exercise is solved."""
+    kept = EXPECTED / f"ex{number:02}.txt"
+    return kept.read_text() if kept.exists() else getattr(load(number), "WHY", "")
 
 
-def wrapped(text: str, indent: str) -> str:
-    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent)
+def say(text: str, indent: int = 2) -> None:
+    blank = " " * indent
+    print(textwrap.fill(text, 100, initial_indent=blank, subsequent_indent=blank))
 
 
-def check(number: int, work: Path) -> Judged:
-    """Judges work/exNN.py and says what it found. A missing file earns nothing."""
-    module, path = load(number), work / f"ex{number:02}.py"
-    print(f"\n{title_of(module)}")
-    if not path.exists():
-        print(f"  no {path}: python -m exercises.start {number}")
-        return [(of, 0, f"no {path.name}") for of in module.PROPERTIES]
-    mine, printed = student_answers(number, path)
-    judged = judge(number, mine)
-    said: set[str] = set()
-    for of, earned, why in judged:
-        print(f"  {earned}/{of.points}  {of.text}")
-        if why and why not in said:
-            for line in why.split("\n"):
-                print(wrapped(line, "       "))
+def check(number: int, work: Path, tree: Path, graded: bool = False) -> Judged:
+    """Judges work/exNN.py and says what is wrong with it. A missing file earns nothing."""
+    path = work / f"ex{number:02}.py"
+    print(f"\n{title(number)}")
+    content = submitted(path)
+    if content is None:
+        say(f"no {path}: python -m exercises.start {number}")
+        return [(text, most, 0, f"no {path.name}") for _, most, text in load(number).PROPERTIES]
+    mine, printed = student_answers(number, content, tree, graded)
+    judged, said = judge(number, mine), {""}
+    for text, most, earned, why in judged:
+        print(f"  {earned}/{most}  {text}")
+        for line in why.split("\n") if why not in said else ():
+            say(line, 7)
         said.add(why)
     if printed.strip():
         print("\n           ".join(["  printed:", *printed.strip().split("\n")[-10:]]))
-    total = sum(earned for _, earned, _ in judged)
-    names = mistakes(number, mine, judged)
-    for name in names:
-        print(wrapped(f"This is what comes out with: {name}. {module.MISTAKES[name]}", "  "))
-    foreseen = [of for of, earned, _ in judged if earned == of.points or of.test]
-    if not names and len(foreseen) < len(judged) and not any(map(is_error, mine.values())):
-        print(f"  Nobody has made this mistake before: kept as {keep(path)}")
-    picture = path.with_suffix(".png")
-    if draw(number, mine, picture):
-        print(f"  picture: {picture}")
-    print(f"  {total} of {points(module)} points")
+    for name in mistakes(number, mine):
+        say(f"This is what comes out with: {name}")
+    total, most = earned_in(judged), points(number)
+    if total == most and (told := why_so(number)):
+        say(told)
+    if not graded and draw(number, mine, path.with_suffix(".png")):
+        print(f"  picture: {path.with_suffix('.png')}")
+    print(f"  in words: {words(work, number)} words in ex{number:02}.txt")
+    print(f"  {total} of {most} points")
+    if EXPECTED.exists() and total == most:  # in a handout: for later exercises
+        (HERE / "passed").mkdir(exist_ok=True)
+        files.write(HERE / "passed" / path.name, content)
     return judged
 
 
-def as_json(results: dict[int, Judged]) -> bytes:
+def earned_in(judged: Judged) -> int:
+    return sum(earned for _, _, earned, _ in judged)
+
+
+# ------------------------------------------------------------------------------ files, the command
+
+
+def as_json(numbers: list[int], results: dict[int, Judged], work: Path) -> bytes:
     """Gradescope's results.json; exercises that were not judged yet have 0 points."""
     tests = []
-    for number in FILES:
-        for i, of in enumerate(load(number).PROPERTIES):
-            _, earned, why = results[number][i] if number in results else (of, 0, "not judged yet")
-            name = f"{number}. {of.text}"
-            tests.append({"name": name, "score": earned, "max_score": of.points, "output": why})
-    total = sum(test["score"] for test in tests)
-    return json.dumps({"score": total, "visibility": "visible", "tests": tests}, indent=1).encode()
+    for number in numbers:
+        unjudged = [(text, most, 0, "not judged yet") for _, most, text in load(number).PROPERTIES]
+        told = f"{words(work, number)} words in ex{number:02}.txt: a person reads them"
+        for text, most, earned, why in [*results.get(number, unjudged), ("in words", 0, 0, told)]:
+            name = f"{number}. {text}"
+            tests.append({"name": name, "score": earned, "max_score": most, "output": why})
+    score = sum(test["score"] for test in tests)
+    return json.dumps({"score": score, "visibility": "visible", "tests": tests}, indent=1).encode()
 
 
-def main(argv: list[str] | None = None) -> None:
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError unless this is a new file, or an earlier one of ours."""
+    if path.suffix != ".json" or not path.parent.is_dir():
+        raise ValueError(f"--json {path}: give a name in an existing folder, ending in .json")
+    if os.path.lexists(path):
+        try:
+            json.loads(submitted(path))["tests"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"--json {path} is there, and no earlier result: move it") from None
+
+
+def check_all(
+    numbers: list[int], work: Path, places: dict[int, Path], args: Namespace
+) -> dict[int, Judged]:
+    """Judges these exercises of one student, and rewrites --json after each."""
+    results: dict[int, Judged] = {}
+    for number in [None, *numbers]:
+        if number is not None:
+            results[number] = check(number, work, places[number], args.graded)
+        if args.json:
+            files.write(Path(args.json), as_json(numbers, results, work))
+    return results
+
+
+def grade(numbers: list[int], folder: Path, places: dict[int, Path], args: Namespace) -> None:
+    """Judges each student's folder, and rewrites --csv after each: points, and words written."""
+    columns = [f"{kind} {number}" for kind in ("exercise", "words in") for number in numbers]
+    rows = [["student", "points", *columns]]
+    for work in sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()):
+        print(f"\n{work.name}")
+        each = list(map(earned_in, check_all(numbers, work, places, args).values()))
+        rows.append([work.name, sum(each), *each, *(words(work, number) for number in numbers)])
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        files.write(Path(args.csv), text.getvalue().encode())
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = options.Parser(__doc__, prog="-m exercises.check")
     add = parser.add_argument
     add("number", metavar="N", help=f"of {', '.join(map(str, FILES))}, or all")
     add("--work", default="work", metavar="DIR", help="the student's folder")
-    add("--json", metavar="FILE", help="also write Gradescope's results.json, after every exercise")
+    add("--json", metavar="FILE.json", help="also write Gradescope's results, after every exercise")
+    add("--fail-under", type=int, metavar="POINTS", help="status 1 below them (default: all)")
+    add("--graded", action="store_true", help="as root: students' code gets a user of its own")
+    add("--submissions", metavar="DIR", help="a folder for each student, in the place of --work")
+    add("--csv", metavar="FILE", help="a new file: the points of each student")
+    add("--variant", metavar="KEY", help="other numbers in the probes, the same for the same key")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        work, results = Path(args.work), {}
-        numbers = list(FILES) if args.number == "all" else [exercise(args.number)]
-        if not work.is_dir():
-            raise ValueError(f"no folder {work}: python -m exercises.start makes it")
-        if args.json:
-            files.write(Path(args.json), as_json(results))
-        for number in numbers:
-            results[number] = check(number, work)
-            if args.json:
-                files.write(Path(args.json), as_json(results))
-        if len(numbers) > 1:
-            earned = sum(of[1] for judged in results.values() for of in judged)
-            print(f"\n{earned} of {sum(points(load(number)) for number in numbers)} points")
+        with_key("check", args.variant, argv)
+        return run(args)
+
+
+def run(args: Namespace) -> int:
+    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
+    numbers = list(FILES) if args.number == "all" else [exercise(args.number)]
+    work = Path(args.submissions or args.work)
+    if not work.is_dir():
+        raise ValueError(f"no folder {work}: python -m exercises.start makes it")
+    if bool(args.submissions) != bool(args.csv) or (args.submissions and args.json):
+        raise ValueError("--submissions and --csv belong together, without --json")
+    if args.json:
+        check_replaceable(Path(args.json))
+    if args.csv:
+        files.check_new(Path(args.csv), ".csv", "--csv")
+    if args.graded:
+        written = [Path(name).absolute().parent for name in (args.json, args.csv) if name]
+        sandbox.check_graded([ROOT, *([work] if args.submissions else [])], written)
+    for number in numbers:  # before anything of a student's runs
+        expected(number)
+    with sandbox.folder() as folder:
+        places = {number: trees.for_child(folder / f"tree{number}", number) for number in numbers}
+        if args.submissions:
+            grade(numbers, work, places, args)
+            return 0
+        total = sum(map(earned_in, check_all(numbers, work, places, args).values()))
+    most = sum(map(points, numbers))
+    if len(numbers) > 1:
+        print(f"\n{total} of {most} points")
+    return int(total < (most if args.fail_under is None else args.fail_under))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,19 +1,32 @@
-"""The child process of check.py: imports a student's file, asks its functions, writes what they
-answer. It judges nothing, so that nothing which happens in it can give points.
+"""A student's process: imports the file, asks its functions, and writes down what they answer. It
+judges nothing, and holds nothing that would help to: see sandbox.py.
 
-    python -m exercises.child NUMBER STUDENT.py ANSWERS.npz
+    python -m exercises.child UID SECONDS NUMBER STUDENT.py    # a UID of 0: as who has started it
 """
 
-import importlib.util
 import io
+import json
 import os
 import sys
 import traceback
-from types import ModuleType
+from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
+from exercises import as_line, load, numbers
+from exercises.yours import own_module
 
-from exercises import as_array, load
+
+def confine(uid: int, seconds: int) -> None:
+    """Gives up root for good, and limits what may be used: in a graded run."""
+    if uid:
+        import resource  # there is none on Windows
+
+        most = {"DATA": 3 * 2**30, "FSIZE": 2**25, "NPROC": 100, "NOFILE": 256, "CORE": 0}
+        for name, limit in (most | {"CPU": 2 * seconds}).items():
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
 
 
 class LastLines(io.TextIOBase):
@@ -27,47 +40,47 @@ class LastLines(io.TextIOBase):
         return len(text)
 
 
+def answering() -> Callable[[dict], None]:
+    """Keeps the standard output for answers: what it returns writes one, a line of JSON, and the
+    end of what was printed."""
+    out, printed = os.dup(1), LastLines()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout = sys.stderr = printed
+
+    def tell(line: dict) -> None:
+        os.write(out, json.dumps(line | {"printed": printed.text}).encode() + b"\n")
+
+    return tell
+
+
 def told(error: BaseException, path: str) -> str:
     """An error, and the lines of the student's own file that led to it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     lines = [f"line {f.lineno}, in {f.name}: {f.line}" for f in frames[-3:]]
     if isinstance(error, SyntaxError) and error.filename == path:
         lines = [f"line {error.lineno}: {(error.text or '').strip()}"]
-    what = str(error).replace("module 'student'", "your file")
-    if "does not require grad" in what:
-        what = "no gradient arrives at the inputs: was something detached on the way?"
-    return "\n".join([*lines, f"{type(error).__name__}: {what}"])
+    text = str(error).replace("module 'student'", "your file")
+    if "does not require grad" in text:
+        text = "no gradient arrives: was something detached, or requires_grad_(True) forgotten?"
+    return "\n".join([*lines, f"{type(error).__name__}: {text}"])
 
 
-def own_module(path: str) -> ModuleType:
-    """A student's file, imported. Raises whatever it raises."""
-    spec = importlib.util.spec_from_file_location("student", path)
-    own = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(own)
-    return own
-
-
-def main(number: int, path: str, out: str) -> None:
-    answers, printed = {}, LastLines()
-    sys.stdout = sys.stderr = printed
-
-    def save() -> None:
-        with open(out + ".part", "wb") as file:
-            np.savez(file, printed=printed.text, **answers)
-        os.replace(out + ".part", out)
-
+def main(number: int, path: str) -> None:
+    """Answers all probes of an exercise."""
+    tell, module = answering(), load(number)
     try:
-        own = own_module(path)
+        own = own_module(Path(path), "student")
     except BaseException as error:
-        answers["import"] = np.array(told(error, path))
-        return save()
-    for name, probe in load(number).PROBES.items():
-        try:
-            answers[name] = as_array(probe(own))
-        except BaseException as error:
-            answers[name] = np.array(told(error, path))
-        save()
+        return tell(as_line("import", told(error, path)))
+    for probes in module.PROPERTIES.values():
+        for name, probe in probes.items():
+            try:
+                answer = numbers(probe(own))
+            except BaseException as error:
+                answer = told(error, path)
+            tell(as_line(name, answer))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    confine(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[3]), sys.argv[4])

@@ -1,35 +1,103 @@
 """Exercise 11: judge a claim
+75 minutes; Tables 3 and 4, appendix 4.2
 
-"Beats" needs an interval. Write the difference of two methods' accuracies and its standard error,
-from what they had correct image by image and seed by seed, and the verdict. The probes are the
-project's measured results, in experiments/results: its README's claims are among those you judge.
+"More robust" needs a figure that an attacker cannot lower, choosing the attack for each image, and
+an interval. You get what two methods had correct, column by column: each an array of 0 and 1,
+[S, N], S seeds of training in the same order, the same N test images. It is yours to choose which
+columns to believe, what to pair, and what one independent observation is: the claim is about other
+images, and about other training runs. The probes are measured results, experiments/results.
 
-In words (200): pick a claim of the paper's Table 3 or appendix 4.2. What would you have to measure
-to believe it, and what does the project's table of claims say?
+In words (200): pick a claim of the paper's Table 3 or appendix 4.2. Say which unit, pairing and
+column it rests on, what you would have to measure to believe it, and what our results say.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from exercises import Property
+from exercises import KEY, constant
 from experiments import records
 
-MINUTES, PAPER = 75, "Tables 3 and 4, appendix 4.2"
-IMPORTS = "import numpy as np"
-REBUILD: dict = {}
-TWIST = {
-    "difference": "How many points more `ours` has correct than `theirs`, and the standard error "
-    "of that. Both are arrays of 0 and 1, [S, N]: S seeds, the same N images. The error's square "
-    "is the variance of the images' mean differences over N, plus, with several seeds, the "
-    "variance of the seeds' mean differences over S (both with n - 1).",
-    "verdict": "1 where 1.96 standard errors do not reach 0 and the difference is above it, -1 "
-    "where it is below, 0 where nothing is decided.",
+USES = "import numpy as np"
+CUT = """
+interval | experiments.intervals
+paired_difference | experiments.intervals
+"""
+TASKS = """
+difference | (ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[float, float] |
+    How many points more robust ours is than theirs, and the standard error of that, in points.
+    Columns: clean, and under pgd, apgd, square, adaptive (where a method has it). The error's
+    square has a term for each kind of thing that the claim is about, if there are several: the
+    variance (n - 1) of the means of that kind, over their number.
+verdict | (difference: float, error: float) -> int | 1 where the 95 % interval, normal, says "more",
+    -1 where it says "less", 0 where nothing is decided.
+"""
+ATTACKS = ("pgd", "apgd", "square", "adaptive")
+
+
+def measured(method: str, depth: int, seeds: int) -> dict[str, np.ndarray]:
+    """What a method had correct in our records, {column: [S, N]}."""
+    name = f"compare/digits-{method}-depth{depth}-n3-eps0.1-epochs30-seed"
+    runs = [records.stored()[f"{name}{seed}.json"]["correct"] for seed in range(seeds)]
+    columns = [column for column in ("clean", *ATTACKS) if column in runs[0]]
+    return {c: np.array([list(map(int, run[c])) for run in runs], dtype=float) for c in columns}
+
+
+def made_up(seed: int) -> dict[str, np.ndarray]:
+    """Of two seeds on 40 images, some of which are hard for all."""
+    rng = np.random.default_rng([seed, *KEY.encode()])
+    hard = rng.random(40) < 0.4
+    return {c: ((rng.random((2, 40)) < 0.85) & ~hard).astype(float) for c in ("clean", *ATTACKS)}
+
+
+def judged(ours: Callable, theirs: Callable) -> Callable:
+    def probe(own: object) -> dict[str, float]:
+        return dict(zip(("difference", "error"), own.difference(ours(), theirs())))
+
+    return probe
+
+
+def of(method: str, depth: int, seeds: int = 3) -> Callable:
+    return lambda: measured(method, depth, seeds)
+
+
+REAL = {
+    "SoE and the ensemble trained together, depth 2": (of("soe", 2), of("plain-together", 2)),
+    "SoE with and without stage 2, depth 8": (of("soe", 8), of("soe-stage1", 8)),
+    "SoE and MoRE, depth 2": (of("soe", 2), of("more", 2)),
+}
+ONE_SEED = {"SoE and MoRE, depth 2, seed 0 alone": (of("soe", 2, 1), of("more", 2, 1))}
+MADE_UP = {"two methods made up, two seeds": (lambda: made_up(0), lambda: made_up(1))}
+PAIRS = [
+    (d * constant(1), e) for d in (-3, -1.8, -0.5, 0, 0.5, 1.5, 1.8, 1.97, 3) for e in (0.2, 1)
+]
+
+
+def answers(pairs: dict[str, tuple]) -> dict[str, Callable]:
+    return {name: judged(*pair) for name, pair in pairs.items()}
+
+
+def verdicts(own: object) -> dict[str, int]:
+    return {f"{d:+g} +- {error}": own.verdict(d, error) for d, error in [*PAIRS, (0.0, 0.0)]}
+
+
+PROPERTIES = {
+    ("difference", 3, "the right unit, pairing and column: of numbers made up"): answers(MADE_UP),
+    ("difference", 3, "and of our own results"): answers(REAL),
+    ("difference", 2, "one seed, too, has an error"): answers(ONE_SEED),
+    ("verdict", 2, "a verdict needs an interval without 0"): {"verdicts": verdicts},
 }
 
+# -------------------------------------------------------------------------- for the judge alone
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    d = ours - theirs
+
+def worst(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Which images are correct whatever the attack, [S, N]."""
+    return np.min(list(columns.values()), 0)
+
+
+def difference(ours: dict, theirs: dict) -> tuple[float, float]:
+    d = worst(ours) - worst(theirs)
     square = d.mean(0).var(ddof=1) / d.shape[1]
     if len(d) > 1:
         square += d.mean(1).var(ddof=1) / len(d)
@@ -38,132 +106,3 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 def verdict(difference: float, error: float) -> int:
     return 0 if abs(difference) <= 1.96 * error else 1 if difference > 0 else -1
-
-
-def measured(method: str, depth: int, column: str = "worst", seeds: int = 3) -> np.ndarray:
-    """What a method had correct, [S, N], in our records."""
-    name = f"compare/digits-{method}-depth{depth}-n3-eps0.1-epochs30-seed"
-    found = [records.stored()[f"{name}{seed}.json"] for seed in range(seeds)]
-    return np.array([list(map(int, result["correct"][column])) for result in found])
-
-
-def judged(ours: str, theirs: str, depth: int, column: str = "worst", seeds: int = 3) -> Callable:
-    """[difference, error, verdict] of two methods."""
-
-    def probe(own: object) -> list[float]:
-        pair = (measured(method, depth, column, seeds).copy() for method in (ours, theirs))
-        points, error = own.difference(*pair)
-        return [points, error, own.verdict(points, error)]
-
-    return probe
-
-
-HAND = np.array([[1, 1, 1, 0], [1, 1, 0, 0]]), np.array([[1, 0, 0, 0], [1, 0, 0, 1]])
-PROBES = {
-    "one seed, four images": lambda own: own.difference(*(of[:1].copy() for of in HAND)),
-    "two seeds, four images": lambda own: own.difference(*(of.copy() for of in HAND)),
-    "+2 +- 1, +1.9 +- 1, -3 +- 1, 0 +- 0": lambda own: [
-        own.verdict(*pair) for pair in ((2.0, 1.0), (1.9, 1.0), (-3.0, 1.0), (0.0, 0.0))
-    ],
-    "+1.3 +- 1, +.5 +- 1, -1.8 +- 1, 3 +- 4, .5 +- .1": lambda own: [
-        own.verdict(*pair) for pair in ((1.3, 1.0), (0.5, 1.0), (-1.8, 1.0), (3.0, 4.0), (0.5, 0.1))
-    ],
-    "SoE and the ensemble trained together, depth 2, worst": judged("soe", "plain-together", 2),
-    "the same under Square": judged("soe", "plain-together", 2, "square"),
-    "SoE with and without stage 2, depth 8, worst": judged("soe", "soe-stage1", 8),
-    "SoE and MoRE, depth 2, worst": judged("soe", "more", 2),
-    "the same, seed 0 alone": judged("soe", "more", 2, "worst", 1),
-}
-NAMES = list(PROBES)
-PROPERTIES = [
-    Property("with one seed the images alone speak", 3, NAMES[:1]),
-    Property("with several both images and seeds do", 3, NAMES[1:2]),
-    Property("a verdict needs an interval without 0", 2, NAMES[2:4]),
-    Property("so judge our own results", 5, NAMES[4:]),
-]
-MISTAKES = {
-    "a deviation for an error": "The standard error of a mean is the deviation over the root of "
-    "how many were averaged.",
-    "a variance for an error": "The standard error is the root of the variance of the mean.",
-    "n for n - 1": "Variances of samples are divided by n - 1: ddof=1.",
-    "images left out": "With several seeds too, the images' spread belongs into the error.",
-    "seeds x images as independent": "The same image in three seeds is no three images: what is "
-    "hard for one model is hard for the next.",
-    "images over S x N": "The first variance is that of the images' means over the seeds, and is "
-    "divided by N.",
-    "unpaired": "Both methods saw the same images: the difference is taken image by image, and "
-    "most of the images' variance falls out of it.",
-    "seeds left out": "With several seeds their spread belongs into the error.",
-    "no interval": "A difference above 0 alone decides nothing.",
-    "one error": "One standard error is 68 % of confidence: 95 % takes 1.96.",
-    "1.645 errors": "That is 95 % on one side: both sides take 1.96.",
-    "1.96 alone": "1.96 standard errors: the error was left out.",
-    "never worse": "Where the interval lies below 0 the verdict is -1.",
-    "not over S": "The seeds' variance is divided by S: it is that of their mean.",
-    "theirs less ours": "The difference is ours less theirs.",
-    "one seed is no sample": "With one seed its spread is unknown, and is left out: not NaN.",
-    "the first seed": "All seeds count.",
-    "shares for points": "100 times too small: accuracies are in per cent.",
-}
-
-
-def variant(wrong: frozenset[str]) -> dict[str, Callable]:
-    def differ(ours, theirs):
-        d, by = ours - theirs, 1 if "shares for points" in wrong else 100
-        S, N = d.shape
-        ddof = 0 if "n for n - 1" in wrong else 1
-        if "seeds x images as independent" in wrong:
-            return by * d.mean(), by * (d.var(ddof=ddof) / d.size) ** 0.5
-        over = (1, 1) if "a deviation for an error" in wrong else (N, S)
-        if "unpaired" in wrong:
-            square = sum(of.mean(0).var(ddof=ddof) for of in (ours, theirs)) / over[0]
-        else:
-            square = d.mean(0).var(ddof=ddof) / over[0]
-        square = 0 if S > 1 and "images left out" in wrong else square
-        if S > 1 and "seeds left out" not in wrong:
-            square += d.mean(1).var(ddof=ddof) / over[1]
-        root = 1 if "a variance for an error" in wrong else 0.5
-        return by * d.mean(), by * square**root
-
-    def judge(difference, error):
-        error = 0 if "no interval" in wrong else error
-        return 0 if abs(difference) <= 1.96 * error else 1 if difference > 0 else -1
-
-    return {"difference": differ, "verdict": judge}
-
-
-def more() -> dict[str, dict[str, Callable]]:
-    def errors(times: float) -> dict[str, Callable]:
-        return {"verdict": lambda d, e: 0 if abs(d) <= times * e else 1 if d > 0 else -1}
-
-    def by_parts(seeds: Callable) -> dict[str, Callable]:
-        def differ(ours, theirs):
-            d = ours - theirs
-            square = d.mean(0).var(ddof=1) / d.shape[1] + seeds(d)
-            return 100 * d.mean(), 100 * square**0.5
-
-        return {"difference": differ}
-
-    def all_at_once(ours, theirs):
-        d = ours - theirs
-        seeds = d.mean(1).var(ddof=1) / len(d) if len(d) > 1 else 0
-        return 100 * d.mean(), 100 * (d.var(ddof=1) / d.size + seeds) ** 0.5
-
-    def unknown(d):
-        return d.mean(1).var(ddof=1) / len(d) if len(d) > 1 else np.nan
-
-    def turned(ours, theirs):
-        points, error = difference(ours, theirs)
-        return -points, error
-
-    return {
-        "images over S x N": {"difference": all_at_once},
-        "one error": errors(1),
-        "1.645 errors": errors(1.645),
-        "1.96 alone": {"verdict": lambda d, e: 0 if abs(d) <= 1.96 else 1 if d > 0 else -1},
-        "never worse": {"verdict": lambda d, e: int(d > 1.96 * e)},
-        "not over S": by_parts(lambda d: d.mean(1).var(ddof=1) if len(d) > 1 else 0),
-        "theirs less ours": {"difference": turned},
-        "one seed is no sample": by_parts(unknown),
-        "the first seed": {"difference": lambda a, b: difference(a[:1], b[:1])},
-    }

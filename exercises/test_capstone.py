@@ -8,7 +8,7 @@ import torch
 
 import data
 from baselines.plain import together_loss
-from exercises import ROOT, capstone
+from exercises import ROOT, capstone, entry
 
 ENTRIES = ROOT / "exercises" / "entries"
 
@@ -30,7 +30,7 @@ def trained(loss, budget, combine="vote"):
 
     digits = data.load("digits")
     method = SimpleNamespace(COMBINE=combine, loss=watched)
-    capstone.train_entry(method, digits.x_train[:512], digits.y_train[:512], budget, 0)
+    entry.train_entry(method, digits.x_train[:512], digits.y_train[:512], budget, 0)
     return seen
 
 
@@ -55,11 +55,16 @@ def test_asking_without_a_gradient_is_free():
 @pytest.mark.slow
 def test_the_judge_loads_nothing_but_finite_weights_of_our_networks(tmp_path, refused, small):
     bad = {
-        "left no weights": "COMBINE = 'vote'\ndef loss(*a):\n    raise ValueError('mine')\n",
+        "ValueError: mine": "COMBINE = 'vote'\ndef loss(*a):\n    raise ValueError('mine')\n",
+        "left no weights": "import os\nCOMBINE = 'vote'\ndef loss(*a):\n    os._exit(0)\n",
         "NaN": "COMBINE = 'vote'\ndef loss(model, x, y, s):\n"
         "    return model(x).sum() * float('nan')\n",
         "COMBINE is": "COMBINE = 'all'\ndef loss(*a): pass\n",
-        "has no loss": "COMBINE = 'vote'\n",
+        "no attribute 'loss'": "COMBINE = 'vote'\n",
+        "no digits": "COMBINE = 'vote'\nimport data\ndef loss(*a):\n    try:\n"
+        "        data.load('digits')\n    except OSError:\n        raise ValueError('no digits')\n",
+        "COMBINE is ['vote']": "COMBINE = ['vote']\n",
+        "malformed node": "COMBINE = open('/etc/passwd').read()\n",
     }
     for message, content in bad.items():
         (tmp_path / "entry.py").write_text(content)

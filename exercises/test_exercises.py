@@ -1,13 +1,14 @@
 """Statements about the exercises that must hold, so that a student can trust what a check says."""
 
 import ast
+import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,56 +16,79 @@ import torch
 import torch.nn.functional as F
 
 import attacks
+import exercises.answers as answers
+import exercises.check as check
+import exercises.handout as handout
+import exercises.sandbox as sandbox
+import exercises.start as start
+import exercises.trees as trees
+import infer
 import train_submodel
-from exercises import (
-    FILES,
-    ROOT,
-    ask,
-    check,
-    child,
-    definitions,
-    find,
-    handout,
-    load,
-    points,
-    reference,
-    source_of,
-    start,
-)
+from exercises import FILES, ROOT, find, is_twist, load, points, source_of, table, tasks, title
 
-HOSTILE = {
-    "an endless loop": "while True:\n    pass\n",
-    "an exit": "import sys\nsys.exit(0)\n",
-    "a hard exit": "import os\nos._exit(0)\n",
-    "a forged results.json": "open('results.json', 'w').write('{\"score\": 99}')\n",
-    "a child process": "import subprocess, sys\n"
-    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n",
-    "patched comparisons": "import numpy as np, torch\n"
-    "np.allclose = torch.allclose = lambda *a, **k: True\n",
-    "endless output": "while True:\n    print('yes ' * 1000)\n",
-    "no Python": "def ball(:\n",
-    "binary": "\0\1\2",
-}
+POSIX = pytest.mark.skipif(os.name != "posix", reason="process groups")
+
+
+def source(number, name):
+    """A right function's, as a student would write it."""
+    path, of_class = source_of(tasks(number)[name][0], number)
+    return ast.unparse(find(path, name, of_class)).replace("(self, ", "(")
 
 
 def solution(number):
-    """A student's file with the project's own bodies."""
-    module, parts = load(number), []
-    for name, (node, _) in definitions(number).items():
-        path = source_of(module.REBUILD[name][0])[0] if name in module.REBUILD else FILES[number]
-        source = ast.get_source_segment(path.read_text(), node)
-        lines = source.replace("(self, ", "(").split("\n")
-        parts.append("\n".join([lines[0], *(line[node.col_offset :] for line in lines[1:])]))
-    imports = f"from exercises.{FILES[number].stem} import *\nimport math\nfrom torch import nn"
-    helpers = "from attacks import ball, cross_entropy, expert_losses, margin_loss\n"
-    helpers += "from baselines.plain import weights"
-    return "\n\n\n".join([f"{imports}\n{helpers}", module.IMPORTS, *parts]) + "\n"
+    """A student's file with the project's own bodies, and what they call of what is cut."""
+    code, _ = start.starter(number)
+    parts = [code.split("\n\n\n")[0].split("\ndef ")[0], "import math", "from attacks import *"]
+    parts += ["from functools import partial\nfrom itertools import chain\nimport attacks"]
+    parts += ["import sys\nassert __name__ in sys.modules  # where a dataclass looks"]
+    parts += ["from attacks import Iterator\nfrom baselines.plain import weights"]
+    for name, place in table(getattr(load(number), "CUT", "")):
+        if name not in tasks(number):
+            parts.append(ast.unparse(find(*source_of(place, number)[:1], name)))
+    parts += [source(number, name) for name in tasks(number)]
+    if number == 8:
+        parts.append(f"def sigma_of():\n    return {answers.reference(8)['sigma_of']()}")
+    if number == 9:
+        parts.append(ast.unparse(find(ROOT / "attacks.py", "adaptive")))
+        parts = [part.replace("attacks.adaptive", "adaptive") for part in parts]
+    if number == 11:
+        parts.append(ast.unparse(find(FILES[11], "worst")))
+    if number == 12:
+        parts.append(f"def verdict():\n    return {answers.reference(12)['verdict']()}")
+    return "\n\n".join(parts) + "\n"
 
 
-def checked(tmp_path, number, content):
-    """Points, after a check of this file."""
-    (tmp_path / f"ex{number:02}.py").write_text(content)
-    return sum(earned for _, earned, _ in check.check(number, tmp_path))
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """tree(number): what a student's process sees."""
+    made = {}
+
+    def of(number):
+        if number not in made:
+            made[number] = trees.for_child(tmp_path_factory.mktemp("tree") / "copy", number)
+        return made[number]
+
+    return of
+
+
+@pytest.fixture
+def checked(tmp_path, tree):
+    """checked(number, content): the points of a file."""
+
+    def of(number, content):
+        (tmp_path / f"ex{number:02}.py").write_text(content)
+        return check.earned_in(check.check(number, tmp_path, tree(number)))
+
+    return of
+
+
+def judged(number, **functions):
+    """The points of these functions in the right ones' place, and the mistakes that are named."""
+    own = answers.reference(number) | functions
+    mine = answers.expected(number)[""].copy()
+    for name in functions:
+        mine |= answers.ask(number, own, name)
+    return check.earned_in(check.judge(number, mine)), check.mistakes(number, mine)
 
 
 # ----------------------------------------------------------------------------- right and wrong ones
@@ -72,28 +96,31 @@ def checked(tmp_path, number, content):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", FILES)
-def test_the_project_s_own_functions_get_all_points(number, tmp_path, capsys):
-    assert checked(tmp_path, number, solution(number)) == points(load(number))
-    out = capsys.readouterr().out
-    assert "with:" not in out and "mistake" not in out
+def test_the_project_s_own_functions_get_all_points(number, checked, tmp_path, capsys):
+    assert checked(number, solution(number)) == points(number)
+    assert "what comes out" not in capsys.readouterr().out
     assert (tmp_path / f"ex{number:02}.png").exists() == hasattr(load(number), "draw")
 
 
 @pytest.mark.parametrize("number", FILES)
-def test_every_mistake_loses_points_and_is_called_by_its_name(number):
-    module, known = load(number), check.expected(number)
-    assert len(module.MISTAKES) >= 4
-    untouched = module.variant(frozenset())
-    quick = list(known[next(iter(module.MISTAKES))])
-    tolerance = getattr(module, "TOLERANCE", 1e-6)
-    right = ask(number, SimpleNamespace(**untouched), quick)
-    assert all(check.same(right[p], known[""][p], tolerance) for p in quick)
-    for name in module.MISTAKES:
-        mine = known[""] | known[name]
-        judged = check.judge(number, mine)
-        assert check.mistakes(number, mine, judged) == [name]
-        assert sum(earned for _, earned, _ in judged) < points(module)
-    assert check.mistakes(number, known[""], check.judge(number, known[""])) == []
+def test_every_mistake_loses_points_and_is_called_by_its_name_alone(number):
+    known = answers.expected(number)
+    assert not any(isinstance(answer, str) for answer in known[""].values())
+    for mistake in known.keys() - {""}:
+        mine = known[""] | known[mistake]
+        assert check.mistakes(number, mine) == [mistake]
+        assert check.earned_in(check.judge(number, mine)) < points(number)
+    assert check.mistakes(number, known[""]) == []
+    assert check.earned_in(check.judge(number, known[""])) == points(number)
+
+
+def pgd_by_mean(model, x, y, eps, alpha, steps, loss=attacks.cross_entropy):
+    z = x.clone()
+    for _ in range(steps):
+        z = z.detach().requires_grad_()
+        grad = torch.autograd.grad(loss(model(z), y).mean(), z)[0]
+        z = (x + (z.detach() + alpha * grad.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+    return z
 
 
 def by_shift(losses, sigma):
@@ -101,212 +128,180 @@ def by_shift(losses, sigma):
     return low - sigma * torch.log(torch.exp((low - losses) / sigma).sum(0))
 
 
-def pgd_by_mean(model, x, y, eps, alpha, steps):
-    z = x.clone()
-    for _ in range(steps):
-        z = z.detach().requires_grad_()
-        grad = torch.autograd.grad(F.cross_entropy(model(z), y), z)[0]
-        z = (x + (z.detach() + alpha * grad.sign() - x).clamp(-eps, eps)).clamp(0, 1)
-    return z
+def one_hot_margin(z, y):
+    true = F.one_hot(y, z.shape[1])
+    return z.masked_fill(true.bool(), -torch.inf).max(1).values - (z * true).sum(1)
 
 
-OTHERS = {  # right answers that are written otherwise
-    1: [
-        {"ball": lambda x, eps: lambda z: (x + (z - x).clamp(-eps, eps)).clamp(0, 1)},
-        {"ball": lambda x, eps: lambda z: z.clamp(0, 1).clamp(x - eps, x + eps).clamp(0, 1)},
-    ],
-    2: [
-        {"pgd": pgd_by_mean},
-        {"l2_step": lambda z, g, a: z + a * F.normalize(g.flatten(1)).view_as(g)},
-    ],
-    3: [
-        {"cw_loss": lambda z, y, kappa=0.1: attacks.margin_loss(z, y).minimum(torch.tensor(kappa))},
-        {
-            "margin_loss": lambda z, y: (
-                (z - 1e9 * F.one_hot(y, z.shape[1])).max(1).values
-                - (z * F.one_hot(y, z.shape[1])).sum(1)
-            )
-        },
-    ],
-    4: [
-        {"best_expert_loss": by_shift},
-        {"best_expert_loss": lambda l, s: -s * (-l / s).T.logsumexp(1)},
-    ],
-    5: [
-        {
-            "confidence_loss": lambda s, p: (
-                -(p.detach() * F.logsigmoid(s) + (1 - p.detach()) * F.logsigmoid(-s)).mean(0)
-            )
-        },
-        {"g_logit": lambda e: F.log_softmax(e, 1)[:, 1] - F.log_softmax(e, 1)[:, 0]},
-    ],
-    6: [
-        {"combine": lambda z, s: z[s.argmax(0), torch.arange(z.shape[1])]},
-        {"vote": lambda z: torch.logsumexp(z - z.logsumexp(-1, True), 0) - math.log(len(z))},
-    ],
-    7: [
-        {"stage1_loss": lambda model, x, y, s: train_submodel.stage1_loss(model.train(), x, y, s)},
-        {
-            "attack_by_eps": lambda model, x, y, eps, steps: torch.cat(
-                [
-                    attacks.pgd(model, a[None], b[None], e.item(), e.item() / 3, steps)
-                    if e > 0
-                    else a[None]
-                    for a, b, e in zip(x, y, eps)
-                ]
-            )
-        },
-    ],
-    8: [
-        {"vote_loss": lambda f, g, y: F.mse_loss(f.sum(1) / 2, y)},
-        {
-            "trap_loss": lambda f, g, y: (
-                torch.minimum((f[:, 0] - y) ** 2, (f[:, 1] - y) ** 2).mean()
-                + F.cross_entropy(g, ((f[:, 1] - y) ** 2 < (f[:, 0] - y) ** 2).long())
-            )
-        },
-    ],
-    9: [
-        {
-            "soft_routing_loss": lambda out, y, T: attacks.margin_loss(
-                torch.logsumexp(out[0].log_softmax(-1) + (out[1] / T).log_softmax(0)[..., None], 0),
-                y,
-            )
-        },
-        {
-            "misroute_loss": lambda out, y, j, scale: (
-                torch.stack(
-                    [attacks.margin_loss(out[0][j], y)]
-                    + [scale * (out[1][j] - s) for i, s in enumerate(out[1]) if i != j]
-                )
-                .min(0)
-                .values
-            )
-        },
-    ],
-    10: [
-        {
-            "passes": lambda m, M, S: (
-                M * S + {"soe-stage1": M + M * M, "soe": M * (3 + M) / 2}.get(m, 2 * M)
-            )
-        },
-        {
-            "together_loss": lambda model, x, y, s: sum(
-                F.cross_entropy(e.logits(b), y)
-                for b in load(10).clean_and_attacked(model, x, y, s)
-                for e in model.experts
-            )
-        },
-    ],
-    11: [
-        {"verdict": lambda d, e: int(np.sign(d)) * (abs(d) > 1.96 * e)},
-        {"verdict": lambda d, e: (d - 1.96 * e > 0) - (d + 1.96 * e < 0)},
-    ],
-}
+def worst_difference(ours, theirs):
+    d = np.prod([*ours.values()], axis=0) - np.prod([*theirs.values()], axis=0)
+    square = np.var(d.mean(0), ddof=1) / len(d[0])
+    square += np.var(d.mean(1), ddof=1) / len(d) if len(d) > 1 else 0
+    return 100 * d.mean(), 100 * math.sqrt(square)
 
 
-@pytest.mark.parametrize("number", FILES)
-def test_other_right_answers_get_all_points_too(number):
-    module, right = load(number), check.expected(number)[""]
-    quick = [p for p in module.PROBES if p not in getattr(module, "SLOW", ())]
-    assert len(OTHERS[number]) >= 2
-    for other in OTHERS[number]:
-        own = SimpleNamespace(**vars(reference(number)) | other)
-        mine = right | ask(number, own, quick)
-        assert [why for _, _, why in check.judge(number, mine) if why] == []
+OTHERS = [  # right answers that are written otherwise
+    (1, "ball", lambda x, eps: lambda z: (x + (z - x).clamp(-eps, eps)).clamp(0, 1)),
+    (2, "pgd", pgd_by_mean),
+    (2, "l2_step", lambda z, g, a: z + a * F.normalize(g.flatten(1)).view_as(g)),
+    (3, "margin_loss", one_hot_margin),
+    (4, "best_expert_loss", by_shift),
+    (5, "confidence_loss", lambda s, p: -(
+        p.detach() * F.logsigmoid(s) + (1 - p.detach()) * F.logsigmoid(-s)).mean(0)),
+    (5, "counterexample", lambda: (torch.tensor([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]]),
+        torch.tensor([[0.6, 0.7, 0.8], [0.1, 0.2, 0.9]]))),
+    (6, "combine", lambda z, s: z[s.argmax(0), torch.arange(z.shape[1])]),
+    (6, "vote", lambda z: torch.logsumexp(z - z.logsumexp(-1, True), 0) - math.log(len(z))),
+    (7, "stage1_loss", lambda m, x, y, s: train_submodel.stage1_loss(m.train(), x, y, s)),
+    (8, "vote_loss", lambda f, g, y: F.mse_loss(f.sum(1) / 2, y)),
+    (9, "prediction", lambda: 30.0),
+    (10, "passes", lambda m, M, S: M * S + {"soe-stage1": M + M * M, "soe": M * (3 + M) / 2}.get(
+        m, 2 * M)),
+    (11, "verdict", lambda d, e: int(np.sign(d)) * (abs(d) > 1.96 * e)),
+    (11, "difference", worst_difference),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number, name, other", OTHERS)
+def test_other_right_answers_get_all_points_too(number, name, other):
+    mine = answers.expected(number)[""].copy()
+    own = answers.reference(number) | {name: other}
+    mine |= answers.ask(number, own, None if name in ("counterexample", "prediction") else name)
+    assert [why for *_, why in check.judge(number, mine) if why] == []
+
+
+@pytest.mark.parametrize("number, functions", [
+    (2, {"pgd": lambda m, x, y, e, *a, **k: pgd_by_mean(m, x, y, e / 2, *a, **k)}),
+    (2, {"pgd": lambda m, x, y, eps, a, s, **k: x}),
+    (1, {"ball": lambda x, eps: lambda z: z.clamp(x - eps / 2, x + eps / 2)}),
+    (3, {"margin_loss": lambda z, y: -one_hot_margin(z, y) / 2}),
+    (4, {"best_expert_loss": lambda l, s: -2.5 * torch.logsumexp(-l, 0)}),
+    (6, {"combine": lambda z, s: (s.argmin(0)[:, None] * z[0]).softmax(-1)}),
+    (11, {"difference": lambda a, b: (0.0, 1.0)}),
+])  # fmt: skip
+def test_two_mistakes_at_once_and_unknown_ones_have_no_name(number, functions):
+    earned, names = judged(number, **functions)
+    assert earned < points(number) and names == []
 
 
 @pytest.mark.parametrize("number", FILES)
 def test_a_starter_an_empty_and_a_missing_file_get_nothing(number):
-    definitions_ = {}
-    exec(compile(start.starter(number), "starter", "exec"), definitions_)
-    assert definitions_.keys() >= definitions(number).keys()
-    for own in (SimpleNamespace(**definitions_), SimpleNamespace()):
-        assert sum(earned for _, earned, _ in check.judge(number, ask(number, own))) == 0
+    written = {}
+    exec(compile(start.starter(number)[0], "starter", "exec"), written)
+    assert written.keys() >= tasks(number).keys()
+    for own in (written, {}):
+        assert check.earned_in(check.judge(number, answers.ask(number, own))) == 0
 
 
-def test_a_missing_file_gets_nothing_and_says_how_to_begin(tmp_path, capsys):
-    assert sum(earned for _, earned, _ in check.check(1, tmp_path)) == 0
-    assert "python -m exercises.start 1" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", HOSTILE)
-def test_hostile_files_get_nothing_and_leave_a_valid_results_json(how, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "SECONDS", 6)
-    (tmp_path / "ex01.py").write_text(HOSTILE[how])
-    check.main(["1", "--work", str(tmp_path), "--json", str(tmp_path / "results.json")])
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert found["score"] == 0 == sum(test["score"] for test in found["tests"])
+@pytest.mark.parametrize("number", FILES)
+def test_a_twist_s_signature_and_order_are_those_of_its_answer(number):
+    for name, (place, _) in tasks(number).items():
+        if is_twist(place):
+            given = ast.parse(f"def {name}{place}: pass").body[0].args
+            answer = find(FILES[number], name).args
+            assert [a.arg for a in given.args] == [a.arg for a in answer.args]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="process groups")
-def test_what_a_student_s_file_starts_ends_with_it(tmp_path):
-    forever = (
-        f"import time\nwhile True:\n    open(r'{tmp_path}/alive', 'w').close()\n    time.sleep(.1)"
-    )
-    (tmp_path / "ex01.py").write_text(
-        f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', '''{forever}'''])\n"
-        "time.sleep(2)\n"
-    )
-    check.student_answers(1, tmp_path / "ex01.py", 15)
+def test_another_key_changes_the_numbers_and_the_answers_stay_right():
+    code = "from exercises import answers, check\n"
+    code += "for n in (1, 4, 7, 11):\n    known = answers.expected(n)\n"
+    code += "    assert all(not why for *_, why in check.judge(n, known['']))\n"
+    code += "    assert all(check.mistakes(n, known[''] | known[m]) == [m] for m in known if m)\n"
+    code += "print(answers.expected(4)['']['sigma 1']['the value'][5])"
+    said = set()
+    for key in ("", "2027", "2028"):
+        environment = os.environ | {"EXERCISES_VARIANT": key, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        said.add(done.stdout)
+    assert len(said) == 3
+
+
+# ------------------------------------------------------------------------------ who must not cheat
+
+HOSTILE = [
+    "import sys\nsys.exit(0)",
+    "import os\nos._exit(0)",
+    "while True: pass",
+    "while True: print('yes ' * 1000)",
+    "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'[{\"probe\": 1}\\n' * 10**6)\n"
+    "    except OSError: pass\nraise SystemExit",
+    "import numpy as np, torch\nnp.allclose = torch.allclose = lambda *a, **k: True",
+    "from exercises import reference\nglobals().update(vars(reference(1)))",
+    "from exercises.answers import reference\nglobals().update(reference(1))",
+    "from attacks import ball\nfrom exercises.ex01_ball import l2_ball",
+    "from attacks import ball",
+    "def ball(:",
+    "\0\1\2",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", HOSTILE)
+def test_hostile_files_get_nothing_and_leave_valid_results(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "SECONDS", 8)
+    (tmp_path / "ex01.py").write_text(content + "\n")
+    out = tmp_path / "results.json"
+    assert check.main(["1", "--work", str(tmp_path), "--json", str(out)]) == 1
+    assert json.loads(out.read_text())["score"] == 0
+
+
+@pytest.mark.slow
+@POSIX
+def test_what_a_student_s_file_starts_ends_with_it(tmp_path, tree):
+    forever = f"import time\nwhile True: open(r'{tmp_path}/alive', 'w'); time.sleep(.1)"
+    content = "import subprocess, sys, time\n"
+    content += f"subprocess.Popen([sys.executable, '-c', {forever!r}])\n"
+    answers.student_answers(1, (content + "time.sleep(2)\n").encode(), tree(1), graded=False)
     assert (tmp_path / "alive").exists()
     (tmp_path / "alive").unlink()
     time.sleep(0.5)
     assert not (tmp_path / "alive").exists()
 
 
-# ------------------------------------------------------------------------------ what a student sees
+@pytest.mark.parametrize("number", FILES)
+def test_a_student_s_process_sees_no_solution_of_its_exercise(number, tree):
+    seen = {path: path.read_text() for path in tree(number).rglob("*.py")}
+    names = {path.name for path in seen}
+    assert not {"check.py", "handout.py", "capstone.py", "test_exercises.py"} & names
+    for name, (place, _) in tasks(number).items():
+        path, of_class = source_of(place, number)
+        last = ast.unparse(find(path, name, of_class).body[-1])
+        if len(last) > 30:
+            holders = [p for p, text in seen.items() if last in ast.unparse(ast.parse(text))]
+            assert not holders, name
 
 
 @pytest.mark.slow
-def test_a_student_sees_the_own_line_the_print_and_the_counterexample(tmp_path, capsys):
-    content = solution(3).replace(
-        "clamp(max=kappa)",
-        "clamp(max=kappa) + 1 + print('seen') if logits.shape[0] > 0 else 1/0",
-        1,
-    )
-    assert checked(tmp_path, 3, content) < points(load(3))
-    out = capsys.readouterr().out
-    assert (
-        "TypeError" in out
-        and "line " in out
-        and "in cw_loss" in out
-        and "printed:\n           seen\n" in out
-    )
-    assert "exercises/child.py" not in out and "site-packages" not in out
-
-
-@pytest.mark.slow
-def test_answers_of_another_shape_are_not_drawn_and_no_crash(tmp_path):
-    turned = solution(4).replace("-losses / sigma, 0)", "-losses / sigma, 0).T")
-    assert checked(tmp_path, 4, turned) == 9
-    assert (tmp_path / "ex04.png").exists()
-
-
-@pytest.mark.slow
-def test_an_unknown_mistake_is_kept(tmp_path, capsys):
-    assert 0 < checked(tmp_path, 4, solution(4).replace("-sigma *", "-2.5 *")) < 10
-    (kept,) = (tmp_path / "unexplained").iterdir()
-    out = capsys.readouterr().out
-    assert "Nobody has made this mistake before" in out and "is outside [" in out
-    assert kept.name.startswith("ex04-")
-
-
-@pytest.mark.slow
-def test_a_known_mistake_is_named_while_the_rest_is_not_written(tmp_path, capsys):
-    checked(tmp_path, 4, "import torch\ndef best_expert_loss(l, s):\n    return l.min(0).values\n"
-            "def expert_weights(l, s):\n    raise NotImplementedError\n"
-            "def cases_of_equality(M):\n    raise NotImplementedError\n")  # fmt: skip
-    assert "with: the hard minimum" in capsys.readouterr().out
-
-
-def test_a_starter_is_never_written_over_a_student_s_file(tmp_path, refused):
-    start.main(["4", "--work", str(tmp_path)])
-    (tmp_path / "ex04.py").write_text("mine")
-    assert "there already" in refused(start, "4", "--work", tmp_path)
-    assert (tmp_path / "ex04.py").read_text() == "mine"
+def test_in_a_graded_run_nothing_of_a_student_s_outlives_it_or_reaches_the_judge(tmp_path):
+    try:
+        sandbox.check_graded([], [])
+    except ValueError as error:
+        pytest.skip(str(error))
+    content = f"""
+import os, subprocess, sys
+assert os.getuid() == {sandbox.UID} and not os.getgroups()
+for path in ({str(tmp_path)!r}, os.getcwd()):
+    assert not os.access(path, os.W_OK)
+try:
+    os.kill({os.getpid()}, 9)
+    os.setuid(0)
+except OSError:
+    pass
+os.mkfifo("/tmp/answers.npz")
+os.makedirs("/tmp/deep/" + "d/" * 50)
+daemon = "import os, time; os.setsid(); time.sleep(99)"
+subprocess.Popen([sys.executable, "-c", daemon], start_new_session=True)
+raise ValueError("so far")
+"""
+    with sandbox.folder() as folder:  # pytest's own are for nobody else
+        place = trees.for_child(folder / "tree", 1)
+        mine, _ = answers.student_answers(1, content.encode(), place, graded=True)
+    assert all(text.endswith("ValueError: so far") for text in mine.values())
+    assert not os.path.exists("/tmp/answers.npz") and not os.path.exists("/tmp/deep")
+    running = subprocess.run(["ps", "-o", "pid=", "-u", str(sandbox.UID)], capture_output=True)
+    assert not running.stdout.split()
 
 
 @pytest.mark.parametrize("script", [start, check])
@@ -315,12 +310,81 @@ def test_what_is_no_exercise_is_one_line(script, tmp_path, refused):
         assert "no exercise" in refused(script, number, "--work", tmp_path)
 
 
+def test_the_results_replace_nothing_but_earlier_results(tmp_path, refused, capsys):
+    mine = tmp_path / "ex04.py"
+    mine.write_text("mine")
+    (tmp_path / "mine.json").write_text('{"mine": 1}')
+    (tmp_path / "link.json").symlink_to(mine)
+    for name in ("ex04.py", "mine.json", "link.json", "none/results.json"):
+        assert "--json" in refused(check, "5", "--work", tmp_path, "--json", tmp_path / name)
+    assert mine.read_text() == "mine"
+    for _ in range(2):
+        assert check.main(["5", "--work", str(tmp_path), "--json", str(tmp_path / "r.json")]) == 1
+    tests = json.loads((tmp_path / "r.json").read_text())["tests"]
+    assert sum(test["max_score"] for test in tests) == points(5) and "person" in tests[-1]["output"]
+
+
 @pytest.mark.slow
-def test_only_the_exercise_s_own_functions_are_the_student_s(tmp_path):
-    """A wrong best_expert_loss beside a right stage1_loss spoils nothing."""
-    content = solution(7) + "\n\ndef sample_loss(*args):\n    return 1 / 0\n"
-    content = content.replace("sample_loss(model", "train_submodel.sample_loss(model")
-    assert checked(tmp_path, 7, "import train_submodel\n" + content) == points(load(7))
+def test_the_exit_status_is_0_at_full_points_or_at_those_that_are_asked_for(tmp_path, capsys):
+    (tmp_path / "ex01.py").write_text(solution(1))
+    assert check.main(["1", "--work", str(tmp_path)]) == 0
+    (tmp_path / "ex01.py").write_text(solution(1).replace("clamp(0, 1)", "clamp(0, 2)"))
+    assert check.main(["1", "--work", str(tmp_path)]) == 1
+    assert check.main(["1", "--work", str(tmp_path), "--fail-under", "3"]) == 0
+
+
+@pytest.mark.slow
+def test_a_folder_of_submissions_becomes_a_table_of_grades(tmp_path, capsys, refused):
+    for student, content in (("ann", solution(1)), ("bob", HOSTILE[-2])):
+        (tmp_path / "all" / student).mkdir(parents=True)
+        (tmp_path / "all" / student / "ex01.py").write_text(content)
+    (tmp_path / "all" / "ann" / "ex01.txt").write_text("# In words\nthree words here\n")
+    words = ["1", "--submissions", str(tmp_path / "all"), "--csv", str(tmp_path / "grades.csv")]
+    assert check.main(words) == 0
+    with open(tmp_path / "grades.csv") as file:
+        head, ann, bob = csv.reader(file)
+    assert head == ["student", "points", "exercise 1", "words in 1"]
+    assert ann == ["ann", "4", "4", "3"] and bob == ["bob", "0", "0", "0"]
+    assert "is there already" in refused(check, *words)
+
+
+# ------------------------------------------------------------------------------ what a student sees
+
+
+@pytest.mark.slow
+def test_a_student_sees_the_own_line_the_print_the_part_and_how_to_go_on(checked, capsys):
+    content = solution(3).replace("clamp(max=kappa)", "clamp(max=kappa) + 1 + print('seen')", 1)
+    assert checked(3, content) < points(3)
+    out = capsys.readouterr().out
+    assert "TypeError" in out and "in cw_loss" in out and "printed:\n           seen\n" in out
+    assert "exercises/child.py" not in out and "site-packages" not in out
+    checked(7, solution(7).replace("M * (clean + adv", "M * (clean * 1.001 + adv"))
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"the gradient for experts\.\d\.\S+ at \[", out)
+    checked(3, solution(3).replace("return (wanted", "return (wanted.detach()"))
+    assert "the gradient for logits" in capsys.readouterr().out
+    checked(2, solution(2).replace("x_adv.requires_grad_()\n", "pass\n"))
+    assert "requires_grad_(True) forgotten?" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_starter_is_never_written_over_a_student_s_file(tmp_path, refused):
+    start.main(["4", "--work", str(tmp_path)])
+    (tmp_path / "ex04.py").write_text("mine")
+    assert "there already" in refused(start, "4", "--work", tmp_path)
+    assert (tmp_path / "ex04.py").read_text() == "mine"
+    assert check.words(tmp_path, 4) == 0
+
+
+def test_what_exercise_9_says_of_its_model_is_measured():
+    x, y = load(9).test_set()
+    model, told = infer.load(ROOT / "exercises" / "model.pt"), load(9).__doc__
+    torch.manual_seed(0)
+    attack = attacks.attacks_at(0.1)
+    images = {"clean": x, "under PGD, 20 steps": attack["pgd"](model, x, y)}
+    images |= {"under Square, 1,000 queries": attack["square"](model, x, y)}
+    for name, x_adv in images.items():
+        stated = float(told.split(name)[1].split("%")[0])
+        assert load(9).left(x_adv.numpy()) == pytest.approx(stated, abs=2)
 
 
 # -------------------------------------------------------------------------------------- the handout
@@ -336,92 +400,73 @@ def handouts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("unit", [1, 6])
-def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts):
-    texts = {path: path.read_text() for path in handouts[unit].rglob("*.py")}
-    assert not [path for path in texts if path.name.startswith("test_") or "lecturer" in str(path)]
-    assert not [n for n in (".git", "exercises/capstone.py") if (handouts[unit] / n).exists()]
-    page = (handouts[unit] / "exercises" / "README.md").read_text()
-    assert "The exercises" in page and "capstone" not in page and "lecturer" not in page
+def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts, refused):
+    assert "is there already" in refused(handout, "--unit", unit, "--out", handouts[unit])
+    texts = {p: ast.unparse(ast.parse(p.read_text())) for p in handouts[unit].rglob("*.py")}
+    kept = {str(path.relative_to(handouts[unit])) for path in handouts[unit].rglob("*")}
+    assert not [p for p in kept for word in ("test_", "lecturer", "capstone", ".git") if word in p]
+    pages = [(handouts[unit] / name).read_text() for name in ("README.md", "exercises/README.md")]
+    assert not any("capstone" in page or "lecturer/" in page for page in pages)
+    assert "gradient passes" not in (handouts[unit] / "METHOD.md").read_text()
     for number in FILES:
-        module = load(number)
-        cut = [(name, FILES[number], None) for name in (*module.TWIST, "variant", "more")]
-        if number >= unit:
-            cut += [(name, *source_of(place)) for name, (place, _) in module.REBUILD.items()]
-            cut += [(name, *source_of(place)) for place, name in getattr(module, "CUT", ())]
-        for name, path, of_class in cut:
-            node = find(path, name, of_class)
-            last = ast.get_source_segment(path.read_text(), node.body[-1])
-            if len(last) > 30:
-                assert not [where for where, text in texts.items() if last in text], name
-            left = find(handouts[unit] / path.relative_to(ROOT), name, of_class)
-            assert ast.unparse(left.body[-1]).startswith("raise NotImplementedError")
+        for name, (place, _) in tasks(number).items():
+            if number >= unit or is_twist(place):
+                path, of_class = source_of(place, number)
+                last = ast.unparse(find(path, name, of_class).body[-1])
+                if len(last) > 30:
+                    assert not [where for where, text in texts.items() if last in text], name
 
 
-def test_earlier_solutions_are_in_a_handout(handouts):
-    def body(root, name):
-        return ast.unparse(find(root / "attacks.py", name))
-
-    for name in ("ball", "pgd", "cw_loss"):
-        assert body(handouts[6], name) == body(ROOT, name) != body(handouts[1], name)
+def run_in(folder, *words):
+    command = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", [1, 6])
-def test_a_unit_passes_alone_in_its_handout(unit, handouts, tmp_path):
-    content = solution(unit).replace(f"from exercises.{FILES[unit].stem} import *", "")
-    (tmp_path / f"ex{unit:02}.py").write_text(content)
-    words = [sys.executable, "-m", "exercises.check", str(unit), "--work", str(tmp_path)]
-    done = subprocess.run(words, cwd=handouts[unit], capture_output=True, text=True)
-    total = points(load(unit))
-    assert f"{total} of {total} points" in done.stdout, done.stdout + done.stderr
+def test_one_handout_carries_the_course(handouts, tmp_path):
+    folder, work = handouts[1], tmp_path / "work"
+    train = "train_collab --depth 2 --epochs 2 --steps 2 --out".split()
+    status, said = run_in(folder, *train, tmp_path / "run")
+    assert said.strip().split("\n")[-1] == "exercise 7 is yours: python -m exercises.start 7"
+    assert "Traceback" not in said
+    work.mkdir()
+    for number in range(1, 8):  # each with what those before it have left
+        (work / f"ex{number:02}.py").write_text(solution(number))
+        status, said = run_in(folder, "exercises.check", number, "--work", work)
+        assert status == 0, said
+    status, said = run_in(folder, *train, tmp_path / "again")
+    assert status == 0 and "collaboration" in said, said
 
 
-@pytest.mark.slow
-def test_what_a_later_unit_lacks_in_an_earlier_one_s_handout_is_said(handouts, tmp_path):
-    (tmp_path / "ex07.py").write_text(
-        solution(7).replace("from exercises.ex07_stage1 import *", "")
-    )
-    words = [sys.executable, "-m", "exercises.check", "7", "--work", str(tmp_path)]
-    done = subprocess.run(words, cwd=handouts[1], capture_output=True, text=True)
-    assert "needs pgd, which exercise 2 asks for" in done.stdout, done.stdout + done.stderr
-    assert "use the handout of unit 7" in " ".join(done.stdout.split())
-
-
-def test_a_handout_makes_no_handout_and_overwrites_nothing(handouts, tmp_path, refused):
-    assert "is there already" in refused(handout, "--unit", "4", "--out", tmp_path)
-
-
-def test_the_child_cuts_a_traceback_to_the_student_s_lines(tmp_path):
-    path = tmp_path / "ex01.py"
-    path.write_text("import torch\n\n\ndef ball(x, eps):\n    return torch.zeros(2, 3) @ x\n")
-    out = tmp_path / "answers.npz"
-    stdout, stderr = child.sys.stdout, child.sys.stderr
-    try:
-        child.main(1, str(path), str(out))
-    finally:
-        child.sys.stdout, child.sys.stderr = stdout, stderr
-    told = str(check.read_answers(out)[next(iter(load(1).PROBES))])
-    assert told.startswith("line 5, in ball: return torch.zeros(2, 3) @ x\nRuntimeError")
+# ---------------------------------------------------------------------------------------- the pages
 
 
 def test_the_table_of_the_readme_is_that_of_the_exercises():
     text = (ROOT / "exercises" / "README.md").read_text().split("## The exercises")[1]
+    rubric = (ROOT / "exercises" / "lecturer" / "README.md").read_text()
     for number in FILES:
-        assert (
-            f"| {load(number).MINUTES} | {points(load(number))} |"
-            in text.split(f"\n| {number} |")[1]
-        )
-    assert sum(points(load(number)) for number in FILES) == 100
-    questions = (ROOT / "exercises" / "lecturer" / "README.md").read_text()
-    for number in FILES:
-        assert "In words" in load(number).__doc__ and f"\n{number}. **" in questions
+        minutes = load(number).__doc__.split("\n")[1].split(" ")[0]
+        row = text.split(f"\n| {number} |")[1].split("\n")[0]
+        assert f"| {minutes} | {points(number)} |" in row
+        assert "\n\nIn words" in load(number).__doc__ and f"\n{number}. **" in rubric
+        assert title(number).startswith(f"Exercise {number}: ")
+    assert sum(points(number) for number in FILES) == 100
 
 
 @pytest.mark.slow
-def test_what_the_readme_shows_is_what_a_check_says(tmp_path, capsys):
+def test_what_the_readme_shows_is_what_a_check_says(tmp_path, capsys, checked):
     content = "def best_expert_loss(losses, sigma):\n    return losses.min(0).values\n"
-    for name in ("expert_weights(losses, sigma)", "cases_of_equality(M)"):
-        content += f"def {name}:\n    raise NotImplementedError\n"
-    assert checked(tmp_path, 4, content) == 3
+    for name in ("expert_weights(l, s)", "cases_of_equality(M)", "vote_cross_entropy(l)"):
+        content += f"def {name}:\n    raise NotImplementedError('exercise 4: ..')\n"
+    assert checked(4, content) == 1
     said = capsys.readouterr().out.replace(str(tmp_path), "work").strip()
     assert said in (ROOT / "exercises" / "README.md").read_text()
+
+
+def test_the_lecturer_s_scripts_are_shell_and_start_graded_runs():
+    folder = ROOT / "exercises" / "lecturer"
+    for name in ("gradescope/setup.sh", "gradescope/run_autograder"):
+        assert subprocess.run(["bash", "-n", folder / name]).returncode == 0
+    for name in ("gradescope/run_autograder", "classroom.yml"):
+        assert "-m exercises.check all --graded" in (folder / name).read_text()

@@ -214,7 +214,8 @@ def test_every_run_has_a_name_of_its_own_and_is_planned_once():
 
 
 def test_what_is_recorded_has_its_name_and_command_in_the_plan_and_is_not_done_again(tmp_path):
-    words = "--methods plain-together 'gal --optimizer sgd' --depth 2 --eps 0.1 --epochs 30 --seeds 3 --out"
+    words = "--methods plain-together 'gal --optimizer sgd' --depth 2 --eps 0.1 --epochs 30"
+    words += " --seeds 3 --out"
     words, stored = [*shlex.split(words), str(tmp_path / "compare")], records.stored()
     args = compare.comparison_parser().parse_args(words)
     for run in compare.plan(args, "digits"):
