@@ -33,6 +33,7 @@ verdict | (difference: float, error: float) -> int | 1 where the 95 % interval, 
     -1 where it says "less", 0 where nothing is decided.
 """
 ATTACKS = ("pgd", "apgd", "square", "adaptive")
+TRAP = "-sigma1-confidenceehead"  # in the names of older records
 
 
 def measured(method: str, depth: int, seeds: int) -> dict[str, np.ndarray]:
@@ -63,7 +64,10 @@ def of(method: str, depth: int, seeds: int = 3) -> Callable:
 
 REAL = {
     "SoE and the ensemble trained together, depth 2": (of("soe", 2), of("plain-together", 2)),
-    "SoE with and without stage 2, depth 8": (of("soe", 8), of("soe-stage1", 8)),
+    "SoE at sigma = 1, with and without stage 2, depth 8": (
+        of(f"soe{TRAP}", 8),
+        of(f"soe-stage1{TRAP}", 8),
+    ),
     "SoE and MoRE, depth 2": (of("soe", 2), of("more", 2)),
 }
 ONE_SEED = {"SoE and MoRE, depth 2, seed 0 alone": (of("soe", 2, 1), of("more", 2, 1))}
