@@ -24,10 +24,10 @@ from pygments.lexers import PythonLexer
 from support import files, options
 
 ROOT = Path(__file__).parents[1]
+METHOD = ROOT / "METHOD.md"
 MARK = "<!doctype html><!-- written by python -m experiments.read -->\n"
 NAMED = re.compile(r"<code>([a-z]\w*(?:\.\w+)+)(?<!\.py)</code>")  # `module.function`, no file
 MARKDOWN = MarkdownIt().enable("table")
-CODE = HtmlFormatter(style="friendly", cssclass="code")
 STYLE = """
 body { margin: 0 auto; padding: 0 1.5rem 3rem; max-width: 92rem; background: white; color: #1a1a1a;
   font: 16px/1.5 Charter, Georgia, "DejaVu Serif", serif }
@@ -40,16 +40,16 @@ section:not(.wide) + section:not(.wide) { border-top: 1px solid #e4e4e4 }
 h1, h2 { line-height: 1.2 } table { border-collapse: collapse; font-size: 15px }
 td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left }
 td { vertical-align: top }
-.formula { display: flex; flex-wrap: wrap; justify-content: center; gap: .6rem 2rem; margin: 1rem 0;
-  overflow-x: auto; overflow-y: hidden }
+.formula { display: flex; flex-wrap: wrap; justify-content: center; align-items: center;
+  gap: .6rem 2rem; margin: 1rem 0; overflow-x: auto; overflow-y: hidden }
 math { font-family: "Cambria Math", "STIX Two Math", "Latin Modern Math", "DejaVu Math TeX Gyre",
   math }
 math[display=block] { width: auto; margin: 0 }
 figure { margin: 1rem 0 } figure pre { margin: 0; line-height: 1.35 }
 figcaption { font: 12px sans-serif; color: #555; margin-bottom: .2rem }
-.linenos { padding-right: .7em; user-select: none; color: #888 }
+.code .linenos { padding-right: .7em; user-select: none; color: #888 }
 figure:target figcaption { background: #fff3c4 } p, li { overflow-wrap: break-word }
-.code.code { background: #f7f7f5; padding: .5rem; overflow-x: auto; border-radius: 4px }
+.code { background: #f7f7f5; padding: .5rem; overflow-x: auto; border-radius: 4px }
 svg { max-width: 100%; font: 13px sans-serif } rect { fill: #eef3f8; stroke: #667 }
 path { fill: none; stroke: #555; stroke-width: 1.4; marker-end: url(#head) }
 marker path { fill: context-stroke; stroke: none; marker-end: none }
@@ -67,11 +67,10 @@ def mathml(latex: str, display: str = "inline") -> str:
     latex = latex.replace(r"\arg", r"\operatorname{arg}")
     if display == "block":  # what stands below a word there
         latex = re.sub(r"\\(max|min|sum)_", r"\\\1\\limits_", latex)
-    formula = converter.convert(latex, display=display)
+    tags = converter.convert(latex, display=display).replace("<mi>:</mi>", "<mo>:</mo>")
+    tags = tags.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')  # the bars of a norm
     word = r'<mo lspace="0.17em" rspace="0.17em">\1</mo>'  # upright, and apart from its neighbours
-    formula = formula.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')  # a norm's bars
-    formula = formula.replace("<mi>:</mi>", "<mo>:</mo>")
-    return re.sub(r"<m[io]>([A-Za-z]{2,})</m[io]>", word, formula)
+    return re.sub(r"<m[io]>([A-Za-z]{2,})</m[io]>", word, tags)
 
 
 def formula(latex: str) -> str:
@@ -132,7 +131,7 @@ def source(name: str, root: str) -> str:
         path = Path(inspect.getsourcefile(code)).relative_to(ROOT).as_posix()
     except (ImportError, AttributeError, TypeError, ValueError):
         raise ValueError(f"METHOD.md names {name}, which the code lacks") from None
-    numbered = HtmlFormatter(linenos="inline", linenostart=first, cssclass="code", wrapcode=True)
+    numbered = HtmlFormatter(linenos="inline", linenostart=first, cssclass="code")
     code = highlight(dedent("".join(lines)), PythonLexer(), numbered)
     link = f'<a href="{root}/{path}">{path}</a>, lines {first} to {first + len(lines) - 1}'
     return f'<figure id="{name}"><figcaption><b>{name}</b> in {link}</figcaption>{code}</figure>'
@@ -157,12 +156,9 @@ def rows(text: str) -> list[tuple[str, list[str]]]:
 
 def rendered(text: str, root: str) -> str:
     """A piece of METHOD.md as HTML."""
-    html = MARKDOWN.render(text)
-    math, mermaid = (
-        rf'<pre><code class="language-{kind}">(.*?)</code></pre>' for kind in ("math", "mermaid")
-    )
-    html = re.sub(math, lambda m: formula(unescape(m[1])), html, flags=re.S)
-    html = re.sub(mermaid, lambda m: diagram(unescape(m[1])), html, flags=re.S)
+    html, block = MARKDOWN.render(text), '(?s)<pre><code class="language-{}">(.*?)</code></pre>'
+    html = re.sub(block.format("math"), lambda m: formula(unescape(m[1])), html)
+    html = re.sub(block.format("mermaid"), lambda m: diagram(unescape(m[1])), html)
     html = re.sub(r"\$<code>(.*?)</code>\$", lambda m: mathml(unescape(m[1])), html)
     html = re.sub(r'href="(?!\w+:|#)', f'href="{root}/', html)
     return NAMED.sub(r'<a href="#\1">\g<0></a>', html)
@@ -171,12 +167,10 @@ def rendered(text: str, root: str) -> str:
 def page(folder: Path) -> str:
     """The whole page, for a file in `folder`. Raises ValueError, OSError."""
     root = Path(os.path.relpath(ROOT, folder.resolve())).as_posix()
-    parts = [
-        MARK,
-        '<html lang="en"><meta charset="utf-8"><title>The method, beside its code</title>',
-    ]
-    parts.append(f"<style>{STYLE}{CODE.get_style_defs('.code')}</style>")
-    for text, names in rows((ROOT / "METHOD.md").read_text(encoding="utf-8")):
+    colours = HtmlFormatter(style="friendly").get_style_defs(".code")
+    parts = [MARK, '<html lang="en"><meta charset="utf-8"><title>The method and its code</title>']
+    parts.append(f"<style>{colours}{STYLE}</style>")
+    for text, names in rows(METHOD.read_text(encoding="utf-8")):
         code = "".join(source(name, root) for name in names)
         parts.append(f'<section{"" if code else " class=wide"}><div class="text">')
         parts.append(f"{rendered(text, root)}</div><div>{code}</div></section>\n")
