@@ -1,4 +1,4 @@
-"""Synergy of Experts: half of the budget for stage 1, half for stage 2."""
+"""Synergy of Experts at sigma = 1: half of the budget for stage 1, half for stage 2."""
 
 from train_collab import stage2_loss
 from train_submodel import stage1_loss
