@@ -248,7 +248,7 @@ def soft_routing_loss(output: tuple[Tensor, Tensor], y: Tensor, T: float) -> Ten
     """The margin of ln sum_j softmax_j(score / T) f_j: (logits [M, B, K], score [M, B]), y [B]
     -> [B].
 
-    The argmax of who answers hides the E heads from a gradient; a softmax shows them. Unlike the
+    The argmax of who answers hides the scores from a gradient; a softmax shows them. Unlike the
     cross-entropy, the margin has a gradient where the mixture is sure of the true label.
     """
     logits, score = output

@@ -53,7 +53,7 @@ class Settings(options.RunSettings):
 class SoESettings(Settings):
     """the loss of SoE"""
 
-    # Eq. 7. The paper gives no value: of those tried, 10 agrees best with its tables. At 1 the
+    # Eq. 7. The paper gives no value: 10 is among those that agree best with its tables. At 1 small
     # experts share out the classes (METHOD.md, "What sigma means").
     sigma: float = option(10.0, options.positive_or_inf, "sigma of Eq. 7; inf: the mean of losses")
     # The authors' code.

@@ -1,8 +1,8 @@
 """Exercise 9: what is left?
 70 minutes; appendix 4.2, Table 3
 
-exercises/model.pt is a trained SoE: three experts of depth 2, on the digits. `infer.load` reads it,
-and `all_experts`, `combine` and the experts themselves are yours to look at. Of 180 test images it
+exercises/model.pt is an SoE trained at sigma = 1 with g alone: three experts of depth 2, on the
+digits. `infer.load` reads it, and `all_experts`, `combine` and the experts themselves are yours to look at. Of 180 test images it
 has correct, at eps 0.1:
 
     clean                                        55.6 %

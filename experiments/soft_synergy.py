@@ -1,4 +1,5 @@
-"""Beyond the paper, ours: soft synergy. All experts answer, and learn, weighted by their scores.
+"""Beyond the paper, ours: soft synergy. All experts answer, and learn, weighted by their
+scores, the logits of g alone.
 
 The hard switch, to the most confident expert, hides the E heads from training's attack and gives
 the answer away to whoever attacks the switch. Here the answer is a mixture, sum_j w_j f_j with
