@@ -2,8 +2,8 @@
 70 minutes; appendix 4.2, Table 3
 
 exercises/model.pt is an SoE trained at sigma = 1 with g alone: three experts of depth 2, on the
-digits. `infer.load` reads it, and `all_experts`, `combine` and the experts themselves are yours to look at. Of 180 test images it
-has correct, at eps 0.1:
+digits. `infer.load` reads it, and `all_experts`, `combine` and the experts themselves are yours to
+look at. Of 180 test images it has correct, at eps 0.1:
 
     clean                                        55.6 %
     on images that PGD made for other networks   52.2 %
