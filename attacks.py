@@ -70,7 +70,7 @@ def takes_gradients(attack: Attack) -> Attack:
     @wraps(attack)
     def anywhere(model: Any, x: Tensor, y: Tensor, *rest: Any, **named: Any) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            return attack(model, x.clone(), y.clone(), *rest, **named)  # of inference mode
+            return attack(model, x.clone(), y.long().clone(), *rest, **named)  # of inference mode
 
     return anywhere
 
@@ -291,6 +291,7 @@ def misled(model: nn.Module, x: Tensor, y: Tensor, search: Callable) -> Iterator
         yield search(model.all_experts, x, y, loss=loss, decide=lambda out: model.combine(*out))
 
 
+@takes_gradients
 def adaptive(model: nn.Module, x: Tensor, y: Tensor, search: Callable) -> Tensor:
     """An attack by someone who has read the paper, on the answer and on who answers: 2 + M runs.
 

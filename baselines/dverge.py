@@ -36,7 +36,7 @@ class DvergeSettings(Settings):
     """the images that members learn from each other"""
 
     distill_eps: float = option(
-        0.07, options.positive, "how far an image is moved towards another's features"
+        0.07, options.radius, "how far an image is moved towards another's features"
     )
     distill_alpha: float = option(0.007, options.positive, "size of a step of that move")
     distill_steps: int = option(10, options.count, "steps of that move")

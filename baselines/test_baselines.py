@@ -426,7 +426,7 @@ def test_a_baseline_resumes_bit_for_bit(module, tmp_path):
         (plain, "--clean-weight 0.5 --jointly --eps 0", "not at --eps 0"),
         (plain, "--eps -0.1", "must lie in"),
         (adp, "--entropy -1", "must be 0 or more"),
-        (dverge, "--distill-eps 0", "must be positive"),
+        (dverge, "--distill-eps 0", "must lie in (0, 1]"),
         (gal, "--sigma 1", "unrecognized arguments"),
     ],
 )

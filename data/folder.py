@@ -62,7 +62,8 @@ def _classes(path: Path) -> Classes:
             raise ValueError(f"{folder} is no class, as it holds no image")
         classes[folder.name] = images
     if len(classes) < 2:
-        raise ValueError(f"{path} has the classes {', '.join(classes)}: it must have two or more")
+        names = ", ".join(classes) or "(none)"
+        raise ValueError(f"{path} has the classes {names}: it must have two or more")
     return classes
 
 

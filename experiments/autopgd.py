@@ -109,6 +109,7 @@ def apgd_checkpoints(steps: int) -> list[int]:
     return checkpoints
 
 
+@takes_gradients
 def auto_pgd(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -143,6 +144,7 @@ def auto_pgd(
     return x_adv
 
 
+@takes_gradients
 def adaptive_auto_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
     """AutoPGD on the answer, with cross-entropy and towards the likeliest wrong class; then, twice,
     `far_and_near` on the answer's margin and on who answers. 6 + 2 M runs.

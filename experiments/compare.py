@@ -36,7 +36,7 @@ import infer
 from baselines import methods
 from baselines.methods import Method
 from experiments import records, soft_synergy, train_or_resume
-from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure, take_name
+from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure
 from experiments.results import accuracy, comparison, signed, table
 from experiments.soft_synergy import SoftSettings, soft_loss
 from models import ResNet
@@ -188,6 +188,7 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
         try:
             with open(out / f"{run.name}.log", "a") as log, contextlib.redirect_stdout(log):
                 train_or_resume(run.script.main, out / run.name, args.data, args.device, run.flags)
+            files.write(path, json.dumps(evaluate(run, args, dataset)).encode())
         except SystemExit as stop:  # the script has said why
             if stop.code == 130:
                 raise
@@ -195,8 +196,6 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
         except RuntimeError as error:  # no memory is left on the GPU, say
             print(f"  {str(error).splitlines()[0]}")
             failed += 1
-        else:
-            files.write(path, json.dumps(evaluate(run, args, dataset)).encode())
     return [path for path in results if path.exists()], failed
 
 
@@ -226,10 +225,18 @@ def measured(name: str) -> pd.DataFrame:
     return records.measurements(runs)
 
 
+def strength(record: dict) -> str:
+    """How a record's model was attacked."""
+    how = record.get("evaluation") or record["command"]
+    return ", ".join(f"{name} {how.get(name)}" for name in ("attack", "steps", "queries"))
+
+
 def between(a: str, b: str) -> str:
     """A table of two runs, or attacked models, and their difference in each column that both have;
     several seeds are paired. Raises ValueError where they have not seen the same images."""
     ours, theirs = measured(a), measured(b)
+    if len({strength(record) for record in [*ours["record"], *theirs["record"]]}) > 1:
+        raise ValueError(f"{a} and {b} were attacked by other attacks, steps or queries")
     same = ["data", "checksum", "images", "eps", "column"]
     same += ["seed"] if max(ours["seed"].nunique(), theirs["seed"].nunique()) > 1 else []
     pairs = ours.merge(theirs, on=same, suffixes=("", " of B"))
@@ -276,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{between(*args.between)}\n\n{MEANING}")
             return
         if args.csv:
-            take_name(args.csv, ".csv", "--csv")
+            files.check_new(Path(args.csv), ".csv", "--csv")
         finished, failed = train_and_attack(args)
         if finished:
             show(finished, args)

@@ -198,15 +198,6 @@ def part_of(model: nn.Module, part: str | None, T: float | None = None) -> nn.Mo
     raise ValueError(f"--part is {part}: it must be vote, or an expert, 1 to {len(model.experts)}")
 
 
-def take_name(name: str | Path, ending: str, flag: str) -> None:
-    """Takes the name of a new file, also where a process that was killed left an empty one. Raises
-    ValueError, OSError."""
-    path = Path(name)
-    if path.suffix == ending and path.is_file() and path.stat().st_size == 0:
-        path.unlink()
-    files.check_new(path, ending, flag)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m experiments.evaluate")
     add, count = parser.add_argument, options.count
@@ -258,13 +249,13 @@ def run(args: Namespace) -> None:
         raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
     folder, several = checkpoints.in_folder(args.checkpoint).parent, len(args.eps) > 1
     if args.out:
-        take_name(args.out, ".json", "--out")
+        files.check_new(Path(args.out), ".json", "--out")
     else:
         files.check_writable(folder)
     if args.out and several:
-        take_name(Path(args.out).with_suffix(".png"), ".png", "--out")
+        files.check_new(Path(args.out).with_suffix(".png"), ".png", "--out")
     if args.csv:
-        take_name(args.csv, ".csv", "--csv")
+        files.check_new(Path(args.csv), ".csv", "--csv")
     (x, y), results = dataset.test_images(device, chosen), {}
     for eps in args.eps:
         columns = attacks_at(made_here, model, eps, args.steps, args.queries, args.rescale)

@@ -179,7 +179,7 @@ def named(method: str, settings: dict) -> str:
         name += f" --sigma {settings['sigma']:g}"
     if settings["confidence"] != default.confidence:
         name += f" --confidence {settings['confidence']}"
-    return name + re.sub(r" --(sigma|confidence) \S+", "", flags)
+    return name + re.sub(r" --(sigma|confidence)[ =]\S+", "", flags)
 
 
 def by_title(runs: pd.DataFrame, first: str = "soe") -> list[tuple[str, pd.DataFrame]]:

@@ -9,7 +9,13 @@ import torch
 import attacks
 from attacks import cross_entropy, cw_loss, pgd, square
 from experiments import autopgd, evaluate
-from experiments.autopgd import apgd, apgd_checkpoints, auto_pgd, targeted_dlr_loss
+from experiments.autopgd import (
+    adaptive_auto_pgd,
+    apgd,
+    apgd_checkpoints,
+    auto_pgd,
+    targeted_dlr_loss,
+)
 from models import Collaboration, ResNet
 
 
@@ -163,6 +169,14 @@ def test_autopgd_reaches_the_exact_corner_on_a_linear_model(loss, steps, linear)
         x_adv = attack(model, x, y, eps=0.1, steps=steps)
         assert torch.equal(model(x_adv).argmax(1) != y, fooled) and 0 < fooled.sum() < len(y)
         torch.testing.assert_close(x_adv[~fooled], corner[~fooled])  # others stop when fooled
+
+
+@pytest.mark.parametrize("attack", [auto_pgd, adaptive_auto_pgd])
+def test_autopgd_takes_gradients_and_labels_of_any_kind(attack, network):
+    model, x, y = network
+    with torch.inference_mode():
+        x_adv = attack(model, x[:8].clone(), y[:8].int(), 0.05, 2)
+    assert (x_adv - x[:8]).abs().max() <= 0.05 + 1e-6 and not torch.equal(x_adv, x[:8])
 
 
 def test_autopgd_checkpoints_are_those_of_its_paper(network):

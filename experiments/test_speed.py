@@ -398,6 +398,17 @@ def test_a_network_with_folded_batch_norm_has_the_same_gradient(depth, size):
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
+def test_a_convolution_with_a_bias_is_folded_too():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4, affine=False))
+    layers(torch.rand(9, 1, 8, 8))
+    x = torch.rand(3, 1, 8, 8)
+    with torch.inference_mode():
+        twin = speed.folded(layers.eval())
+    assert len(list(twin.parameters())) == 2
+    torch.testing.assert_close(twin(x), layers(x))
+
+
 def test_a_model_in_train_mode_is_not_folded():
     model = models.Ensemble([models.ResNet(2, 1, 10, 8)])
     assert speed.for_attack(model) is model

@@ -99,7 +99,7 @@ def check(checkpoint: dict) -> None:
         and sum(stages.values()) == settings["epochs"]
         and [entry["stage"] for entry in history] == plan[: len(history)]
         and [entry["epoch"] for entry in history] == list(range(1, len(history) + 1))
-        and all(entry.keys() == history[0].keys() for entry in history)
+        and all((k in e) == (k in history[0]) for e in history for k in ("robust", "answered"))
         and all(len(e[k]) == settings["n"] for e in history for k in ("best", "answered") if k in e)
         and len(settings.get("class_names") or range(classes)) == classes
         and len(settings["image_shape"]) == 3
@@ -122,8 +122,6 @@ def to_resume(settings: RunSettings, given: set[str], stages: tuple[int, ...]) -
         raise FileNotFoundError(f"--resume {folder}: there is no such folder")
     if ranks.rank() == 0:
         files.lock(folder)
-        for path in files.half_written(folder):
-            path.unlink()
     checkpoint = load(folder)
     theirs, method = vars(type(settings)()) | checkpoint["settings"], settings.method
     if (holds := checkpoint["method"]) != method:
@@ -138,6 +136,9 @@ def to_resume(settings: RunSettings, given: set[str], stages: tuple[int, ...]) -
             raise ValueError(f"its model, epoch or stages are not those of {method}")
     if "digest" not in checkpoint and ranks.rank() == 0:
         print(f"{folder} has no digest, which would show a change: it is older", file=sys.stderr)
+    if ranks.rank() == 0:
+        for path in files.half_written(folder):
+            path.unlink()
     moved = {name: getattr(settings, name) for name in given & options.MOVABLE}
     vars(settings).update(theirs | moved | {"out": str(folder), "resume": None})
     return checkpoint

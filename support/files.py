@@ -65,9 +65,9 @@ def lock(path: Path) -> None:
     locks.append(own)
 
 
-def unlock() -> None:
-    """Gives up all locks."""
-    while locks:
+def unlock(kept: int = 0) -> None:
+    """Gives up all locks but the first `kept`, those of a script that has called this one."""
+    while len(locks) > kept:
         own = locks.pop()
         with contextlib.suppress(OSError):  # as on Windows, where it is open
             Path(own.lock_file).unlink()
@@ -86,11 +86,11 @@ def new(folder: Path, name: str, *endings: str) -> Path:
         stem = name if number == 1 else f"{name}-{number}"
         paths = [folder / f"{stem}{ending}" for ending in endings or ("",)]
         with contextlib.suppress(FileExistsError, ValueError):  # another process was faster
+            if not endings:
+                paths[0].mkdir(parents=True)
+                return paths[0]
+            lock(paths[0])
             if not any(path.exists() for path in paths):
-                if endings:
-                    lock(paths[0])
-                else:
-                    paths[0].mkdir(parents=True)
                 return paths[0]
 
 

@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, prog: str, settings: type = argparse.Namespace):
         self.settings = settings  # the class of what `parse_given` returns
+        self.held = len(files.locks)  # by the script that calls this one
         script = shlex.quote(sys.argv[0]) if os.path.basename(sys.argv[0]) == prog else prog
         self.typed = f"python {script}"  # as typed, perhaps from another folder
         super().__init__(f"python {prog}", description=description, formatter_class=Formatter)
@@ -63,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         return values
 
     def exit(self, status: int = 0, message: str | None = None):
-        files.unlock()
+        files.unlock(self.held)
         super().exit(status, message if ranks.speaks() else None)
 
     def error(self, message: object):
@@ -81,7 +82,7 @@ class Parser(argparse.ArgumentParser):
                 raise ValueError("not under torchrun: this runs in one process")
             yield
             if alone:
-                files.unlock()
+                files.unlock(self.held)
         except (ValueError, OSError) as error:
             self.error(error)
         except KeyboardInterrupt:

@@ -68,7 +68,7 @@ def start(
         parser.exit(130, f"\nstopped; {run.advice()}\n")
     finally:
         run.bar.close()
-        files.unlock()
+        files.unlock(parser.held)
         torch.set_num_threads(threads)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models import Collaboration, ask_experts
 from support import ranks
@@ -237,15 +238,19 @@ def experts_on_streams(model: nn.Module) -> Callable:
 def for_attack(model: nn.Module) -> nn.Module:
     """What attacks see: `model`, or on a CPU in eval mode a copy that computes the same faster. The
     copy has the weights of now, so that each attack needs a new one."""
-    if model.training or not all(weight.is_cpu for weight in model.parameters()):
+    on_cpu = all(weight.is_cpu for weight in model.parameters())
+    compiled = any("forward" in vars(expert) for expert in model.experts)
+    if not on_cpu or compiled or any(module.training for module in model.modules()):
         return model
     twin = folded(model) if SWITCHES["fold"] else copy.copy(model)
-    algorithm1 = getattr(model.forward, "__func__", None) is Collaboration.forward
+    methods = ("forward", "combine", "all_experts")
+    algorithm1 = all(getattr(type(model), m, 0) is getattr(Collaboration, m) for m in methods)
     if SWITCHES["gather"] and algorithm1 and len(model.experts) > 1:
         twin.forward = partial(gathered_forward, twin)
     return twin
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def folded(module: nn.Module) -> nn.Module:
     """A copy in which each convolution holds the batch norm behind it: in eval mode that is an
@@ -255,13 +260,9 @@ def folded(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Sequential):
         for (first, conv), (second, norm) in pairwise(module._modules.items()):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)  # [C]
-                bias = norm.bias - norm.running_mean * scale
-                both = twin._modules[first]
-                both._parameters = {
-                    "weight": nn.Parameter(conv.weight * scale[:, None, None, None], False),
-                    "bias": nn.Parameter(bias, False),
-                }
+                of_norm = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *of_norm)
+                twin._modules[first]._parameters = {"weight": weight, "bias": bias}
                 twin._modules[second] = nn.Identity()
     return twin
 

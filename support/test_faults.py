@@ -279,6 +279,13 @@ def test_a_run_that_was_killed_while_it_ended_resumes(whole, monkeypatch):
     assert sorted(os.listdir("run")) == sorted(os.listdir(whole))
 
 
+def test_resuming_what_is_no_run_deletes_nothing(refused):
+    Path("theirs").mkdir()
+    Path("theirs", "notes.2024.tmp").touch()
+    refused(train_collab, "--resume", "theirs")
+    assert Path("theirs", "notes.2024.tmp").exists()
+
+
 @pytest.mark.parametrize("theirs", [(), ("thesis.tex",)])
 def test_a_folder_with_litter_alone_is_empty(theirs):
     litter = ("model.pt.77.tmp", ".lock")
