@@ -65,12 +65,13 @@ def check(
 
 
 def takes_gradients(attack: Attack) -> Attack:
-    """The same attack, also within torch.no_grad() and torch.inference_mode()."""
+    """The same attack, also within torch.no_grad() and torch.inference_mode(), whose tensors have no
+    gradients: it works on clones."""
 
     @wraps(attack)
     def anywhere(model: Any, x: Tensor, y: Tensor, *rest: Any, **named: Any) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            return attack(model, x.clone(), y.long().clone(), *rest, **named)  # of inference mode
+            return attack(model, x.clone(), y.long().clone(), *rest, **named)
 
     return anywhere
 
