@@ -65,8 +65,8 @@ def check(
 
 
 def takes_gradients(attack: Attack) -> Attack:
-    """The same attack, also within torch.no_grad() and torch.inference_mode(), whose tensors have no
-    gradients: it works on clones."""
+    """The same attack, also within torch.no_grad() and torch.inference_mode(). It works on clones,
+    as the tensors of inference mode have no gradients."""
 
     @wraps(attack)
     def anywhere(model: Any, x: Tensor, y: Tensor, *rest: Any, **named: Any) -> Tensor:
