@@ -171,6 +171,7 @@ def speed_ups(device: torch.device) -> dict[str, tuple[str, ...]]:
         "+ compiled": ("compile", "heads"),
         "+ a stream for each expert": ("streams",),
         "+ combo kernels": ("combo_kernels",),
+        "+ max_autotune, which training leaves out": ("max_autotune",),
     }
 
 

@@ -31,6 +31,7 @@ SWITCHES = {
     "heads": True,  # compiles normalisation and heads with the backbone: fewer, longer kernels
     "benchmark": True,  # cuDNN tries its convolutions and keeps the fastest
     "combo_kernels": True,  # puts independent element-wise work into one kernel
+    "max_autotune": False,  # times kernels that fuse convolutions; off until a GPU has timed it
     "streams": True,  # the experts side by side, each on a stream of its own
     "fold": True,  # batch norm within the convolutions that are attacked
     "gather": True,  # under attack the answering expert alone runs with gradients
@@ -136,7 +137,8 @@ def compiled(step: Step, model: nn.Module, **changes: Any) -> Step:
     whole = SWITCHES["heads"] and not hasattr(model, "gate")
     method = "forward" if whole else "features"
     on_gpu = next(model.parameters()).is_cuda
-    options_ = {"combo_kernels": True} if SWITCHES["combo_kernels"] and on_gpu else None
+    names = [name for name in ("combo_kernels", "max_autotune") if SWITCHES[name] and on_gpu]
+    options_ = dict.fromkeys(names, True) or None
     arguments = {"dynamic": False, "options": options_} | changes
     fast = [torch.compile(getattr(expert, method), **arguments) for expert in model.experts]
 
