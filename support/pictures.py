@@ -126,11 +126,11 @@ def _show(axis: Any, image: Tensor, *titles: str, size: int) -> None:
 def grid(names: list[str], images: Tensor, titles: list[str]) -> bytes:
     """Images [N, C, H, W] in [0, 1], six in a row, each under its name and its title."""
     rows = math.ceil(len(names) / 6)
-    figure, axes = subplots(rows, 6, squeeze=False, figsize=(10.2, 2.1 * rows))
-    for axis in axes.flat:
-        axis.axis("off")
+    figure, axes = subplots(rows, 6, squeeze=False, figsize=(10.2, 2.4 * rows))
     for axis, image, name, title in zip(axes.flat, images, names, titles):
         _show(axis, image, name, title, size=8)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
     return as_png(figure)
 
 
