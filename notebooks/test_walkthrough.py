@@ -1,7 +1,10 @@
-"""The notebook as it lies in the repository reads well unexecuted; .ci/run executes it."""
+"""The notebook as it lies in the repository reads well unexecuted, and prints the same today."""
 
 import json
+import re
 from pathlib import Path
+
+import pytest
 
 NOTEBOOK = Path(__file__).parent / "walkthrough.ipynb"
 
@@ -25,3 +28,25 @@ def test_the_walkthrough_repeats_no_function_of_the_project():
         "def after",
     ]
     assert "logsumexp" not in code and ".sign()" not in code
+
+
+def printed(cells: list[dict]) -> list[str]:
+    """The text under each code cell, its numbers and names of folders apart."""
+    texts = []
+    for cell in cells:
+        outputs = cell.get("outputs", ())
+        told = "".join("".join(out["text"]) for out in outputs if out.get("name") == "stdout")
+        told += "".join("".join(out.get("data", {}).get("text/plain", "")) for out in outputs)
+        texts.append(re.sub(r"walkthrough-\w+|[-+]?\d[\d.e]*|\s+", " ", told).split())
+    return texts
+
+
+@pytest.mark.slow
+def test_the_walkthrough_prints_today_what_it_holds(monkeypatch):
+    client, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    stored = json.loads(NOTEBOOK.read_text())["cells"]
+    notebook = nbformat.read(NOTEBOOK, 4)
+    client.NotebookClient(notebook, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()
+    assert printed(notebook.cells) == printed(stored)
