@@ -21,9 +21,9 @@ from models import Collaboration, Ensemble, ResNet
 FILE = Path(__file__).parent / "networks.pt"
 
 
-def experts(M: int) -> list[nn.Module]:
+def experts(M: int, classes: int = 10) -> list[nn.Module]:
     """Untrained ones."""
-    return [ResNet(2, 1, 10, 8) for _ in range(M)]
+    return [ResNet(2, 1, classes, 8) for _ in range(M)]
 
 
 def untrained(soe: bool) -> nn.Module:
@@ -51,8 +51,8 @@ def step(loss: Callable, combined: Callable, settings: Namespace) -> dict[str, T
     settings.n untrained experts: the value, the gradients, and how the model is left."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(0).initial_seed())
-        model = combined(experts(settings.n))
-        x, y = torch.rand(6, 1, 8, 8), torch.randint(10, (6,))
+        model = combined(experts(settings.n, 4))
+        x, y = torch.rand(6, 1, 8, 8), torch.randint(4, (6,))
         value = shaped(loss(model, x, y, settings), ())
     if value.requires_grad:
         value.backward()
