@@ -106,6 +106,14 @@ def find(path: Path, name: str) -> ast.FunctionDef:
     return node
 
 
+def cuts(number: int) -> list[tuple[str, ...]]:
+    """What a student's copy of the project lacks: (file, the function's name there, its task). What
+    is not the student's own has no task."""
+    module = load(number)
+    rows = [row for row in table(getattr(module, "CUT", "") + module.TASKS) if not is_twist(row[1])]
+    return [(*source_of(number, name, place), *task) for name, place, *task in rows]
+
+
 def definition(number: int, name: str) -> ast.FunctionDef:
     """Of a function that the student is to write, as the right one has it, a method's without
     self."""

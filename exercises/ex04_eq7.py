@@ -37,10 +37,6 @@ HUGE = 1300 + 3 * rand(3, 4, seed=1)
 SIGMAS = torch.linspace(0.1, 15, 30).double()
 
 
-def values(own: object) -> dict[str, Tensor]:
-    return {str(sigma): own.best_expert_loss(LOSSES.clone(), sigma) for sigma in (SMALL, 1, LARGE)}
-
-
 def cases(own: object) -> dict[str, Tensor]:
     told = {}
     for M in (2, 5):
@@ -50,12 +46,13 @@ def cases(own: object) -> dict[str, Tensor]:
 
 
 def outside(mine: Answers, right: Answers) -> str | None:
-    for sigma, values in mine[BOUNDS].items():
+    for sigma in (1.0, SMALL, LARGE):
+        values = mine[f"sigma {sigma:g}"]["the value"]
         for losses, value in zip(LOSSES.T.tolist(), values, strict=True):
-            most, least = min(losses), min(losses) - float(sigma) * math.log(3)
+            most, least = min(losses), min(losses) - sigma * math.log(3)
             if not least - 1e-9 <= value <= most + 1e-9:
                 told = f"{value:.4f} is outside [{least:.4f}, {most:.4f}]"
-                return f"sigma {sigma}, losses {losses}: {told}"
+                return f"sigma {sigma:g}, losses {losses}: {told}"
     return None
 
 
@@ -69,13 +66,14 @@ def not_reached(mine: Answers, right: Answers) -> str | None:
     return None
 
 
-BOUNDS = "Eq. 7 of 12 images, by sigma"
+OF_LOSSES = {
+    f"sigma {sigma:g}": with_gradients("best_expert_loss", sigma, losses=LOSSES)
+    for sigma in (1.0, SMALL, LARGE)
+}
 PROPERTIES = {
-    ("best_expert_loss", 1, "it lies within Eq. 7's bounds", outside): {BOUNDS: values},
+    ("best_expert_loss", 1, "it lies within Eq. 7's bounds", outside): OF_LOSSES,
     ("best_expert_loss", 3, "its value and its gradient, also where no expert knows the image"): {
-        "sigma 1": with_gradients("best_expert_loss", 1.0, losses=LOSSES),
-        f"sigma {SMALL}": with_gradients("best_expert_loss", SMALL, losses=LOSSES),
-        f"sigma {LARGE}": with_gradients("best_expert_loss", LARGE, losses=LOSSES),
+        **OF_LOSSES,
         "losses of 1300 and more": with_gradients("best_expert_loss", 1.0, losses=HUGE),
     },
     ("expert_weights", 2, "the weights are its gradient"): {

@@ -14,21 +14,7 @@ import json
 import shutil
 from pathlib import Path
 
-from exercises import (
-    EXPECTED,
-    FILES,
-    JUDGE,
-    KEY,
-    ROOT,
-    as_line,
-    chosen,
-    find,
-    is_twist,
-    load,
-    source_of,
-    table,
-    use_key,
-)
+from exercises import EXPECTED, FILES, JUDGE, KEY, ROOT, as_line, chosen, cuts, find, load, use_key
 from exercises.answers import expected, why_so
 from exercises.start import docstring
 from support import files, options
@@ -65,13 +51,14 @@ of reading is in [exercises/README.md](exercises/README.md), the method, with it
 """
 
 
-def cut(path: Path, name: str, call: str, task: str, body: str | None) -> None:
+def cut(path: Path, name: str, number: int, body: str | None, task: str = "") -> None:
     """Replaces the body of a function, or of a method "A.f", by its task and, where no body is
     given, by a call of the student's own."""
     node, lines = find(path, name), path.read_text(encoding="utf-8").split("\n")
     indent, arguments = " " * node.col_offset, [a.arg for a in node.args.args if a.arg != "self"]
     told = [indent + line if line else "" for line in docstring(task).split("\n")] if task else []
-    told.append(body or f"{indent}    return {call}({', '.join(arguments)})")
+    call = f'yours({number}, "{node.name}")({", ".join(arguments)})'
+    told.append(body or f"{indent}    return {call}")
     lines[node.body[0].lineno - 1 : node.end_lineno] = told
     if YOURS not in lines:
         first = ast.parse("\n".join(lines)).body[1]  # what follows the file's docstring
@@ -94,16 +81,11 @@ def copy(out: Path, names: tuple[str, ...]) -> None:
 
 def cut_exercise(out: Path, number: int) -> None:
     """Cuts what an exercise asks for in a copy of the project, if it is not cut already."""
-    module = load(number)
-    bodies = getattr(module, "STANDS_IN", {})
-    also = [[*cells, ""] for cells in table(getattr(module, "CUT", ""))]
-    for name, place, task in [*also, *table(module.TASKS)]:
-        path, full_name = source_of(number, name, place)
+    bodies = getattr(load(number), "STANDS_IN", {})
+    for path, name, *task in cuts(number):
         there = out / path.relative_to(ROOT)
-        if is_twist(place) or not there.exists():
-            continue
-        if "yours(" not in ast.unparse(find(there, full_name)):
-            cut(there, full_name, f'yours({number}, "{name}")', task, bodies.get(name))
+        if there.exists() and "yours(" not in ast.unparse(find(there, name)):
+            cut(there, name, number, bodies.get(name), *task)
 
 
 def for_child(out: Path, number: int | None) -> Path:

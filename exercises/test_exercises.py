@@ -23,7 +23,7 @@ import exercises.sandbox as sandbox
 import exercises.start as start
 import infer
 import train_submodel
-from exercises import FILES, ROOT, definition, find, is_twist, load, points, table, tasks, title
+from exercises import FILES, ROOT, cuts, definition, find, is_twist, load, points, tasks, title
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="process groups")
 
@@ -35,9 +35,7 @@ def solution(number):
     parts += ["from functools import partial\nfrom itertools import chain\nimport attacks"]
     parts += ["import sys\nassert __name__ in sys.modules  # where a dataclass looks"]
     parts += ["from attacks import Iterator\nfrom baselines.plain import weights"]
-    for name, place in table(getattr(load(number), "CUT", "")):
-        if name not in tasks(number):
-            parts.append(ast.unparse(find(ROOT / (place.replace(".", "/") + ".py"), name)))
+    parts += [ast.unparse(find(*cut)) for cut in cuts(number) if len(cut) == 2 and number != 2]
     parts += [ast.unparse(definition(number, name)) for name in tasks(number)]
     if number == 8:
         parts.append(f"def sigma_of():\n    return {answers.reference(8)['sigma_of']()}")
