@@ -84,11 +84,6 @@ def is_twist(place: str) -> bool:
     return place.startswith("(")
 
 
-def home(number: int, place: str) -> ModuleType:
-    """The module that holds a right function; a twist's is the exercise."""
-    return load(number) if is_twist(place) else importlib.import_module(place.partition(":")[0])
-
-
 def source_of(number: int, name: str, place: str) -> tuple[Path, str]:
     """The file of a right function, and its name there, "A.f" in a class A."""
     module, _, of_class = place.partition(":")

@@ -9,19 +9,12 @@ An entry is a file with
     def loss(model, x, y, settings): ...    # as everywhere: x [B, C, H, W] in [0, 1], y [B]
     LEARNING_RATE = 0.1                     # if another is wanted
 
-settings has n = 3, eps, alpha, steps, sigma, lambda_, and progress, from 0 to 1. Three networks of
-depth 2 learn the digits at eps 0.1, in five folds, of which a worker process sees the training part
-alone. All entries have the same budget: forward passes with gradients, of one expert on one image,
-counted by hooks; what is cheaper has more epochs. The rate falls to 1/10 at a half and three
-quarters of it. The weights alone come back: they are loaded into our own classes and attacked by
-PGD, AutoPGD, Square, the adaptive attack, and the images that PGD makes against every other entry
-(*transfer*). The score is the share of the 1,797 digits that are correct under all of them. Entries
-between which the 95 % interval decides nothing are level. Beside METHOD.py come METHOD.json, the
-result, and METHOD.pt, its weights: in exercises/entries they are in the table, and attack the next.
-
-Masked gradients make attacks fail, not models strong. So the signs are listed, of which a person
-has to make sense before such an entry is ranked: gradients that are zero, a Square or a transfer
-that is stronger than gradients, an AutoPGD that is weaker than PGD, anything correct at eps 1.
+settings has n = 3, eps, alpha, steps, sigma, lambda_, and progress, from 0 to 1. All entries have
+as many passes, forward with gradients, of one expert on one image; what is cheaper has more epochs.
+The rate falls to 1/10 at a half and three quarters of them. The score is the share of the 1,797
+digits that are correct under all attacks. Beside METHOD.py come METHOD.json, the result, and
+METHOD.pt, its weights: in exercises/entries they are in the table, and attack the next. How it is
+judged, and what signs of masked gradients are: README.md.
 """
 
 import ast

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import functools
 import json
 import math
 import os
@@ -30,11 +31,10 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="process groups")
 
 def solution(number):
     """A student's file with the project's own bodies, and what they call of what is cut."""
-    code, _ = start.starter(number)
-    parts = [code.split("\n\n\n")[0].split("\ndef ")[0], "import math", "from attacks import *"]
-    parts += ["from functools import partial\nfrom itertools import chain\nimport attacks"]
-    parts += ["import sys\nassert __name__ in sys.modules  # where a dataclass looks"]
-    parts += ["from attacks import Iterator\nfrom baselines.plain import weights"]
+    parts = [start.starter(number)[0].split("\n\n\n")[0], "import attacks, math, sys"]
+    parts += ["from attacks import *\nfrom attacks import Iterator\nfrom itertools import chain"]
+    parts += ["from functools import partial\nfrom baselines.plain import weights"]
+    parts += ["assert __name__ in sys.modules  # where a dataclass looks"]
     parts += [ast.unparse(find(*cut)) for cut in cuts(number) if len(cut) == 2 and number != 2]
     parts += [ast.unparse(definition(number, name)) for name in tasks(number)]
     if number == 8:
@@ -47,6 +47,17 @@ def solution(number):
     if number == 12:
         parts.append(f"def verdict():\n    return {answers.reference(12)['verdict']()}")
     return "\n\n".join(parts) + "\n"
+
+
+@functools.cache
+def code(folder):
+    return "\n".join(ast.unparse(ast.parse(path.read_text())) for path in folder.rglob("*.py"))
+
+
+def holds(folder, number, name):
+    """Does any file hold the end of a right function, if that could not be anybody's?"""
+    last = ast.unparse(definition(number, name).body[-1])
+    return len(last) > 30 and last in code(folder)
 
 
 @pytest.fixture(scope="module")
@@ -213,10 +224,8 @@ HOSTILE = [
     "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'[{\"probe\": 1}\\n' * 10**6)\n"
     "    except OSError: pass\nraise SystemExit",
     "import numpy as np, torch\nnp.allclose = torch.allclose = lambda *a, **k: True",
-    "from exercises import reference\nglobals().update(vars(reference(1)))",
     "from exercises.answers import reference\nglobals().update(reference(1))",
     "from attacks import ball\nfrom exercises.ex01_ball import l2_ball",
-    "from attacks import ball",
     "def ball(:",
     "\0\1\2",
 ]
@@ -247,14 +256,9 @@ def test_what_a_student_s_file_starts_ends_with_it(tmp_path, tree):
 
 @pytest.mark.parametrize("number", FILES)
 def test_a_student_s_process_sees_no_solution_of_its_exercise(number, tree):
-    seen = {path: path.read_text() for path in tree(number).rglob("*.py")}
-    names = {path.name for path in seen}
+    names = {path.name for path in tree(number).rglob("*.py")}
     assert not {"check.py", "handout.py", "capstone.py", "test_exercises.py"} & names
-    for name in tasks(number):
-        last = ast.unparse(definition(number, name).body[-1])
-        if len(last) > 30:
-            holders = [p for p, text in seen.items() if last in ast.unparse(ast.parse(text))]
-            assert not holders, name
+    assert not [name for name in tasks(number) if holds(tree(number), number, name)]
 
 
 @pytest.mark.slow
@@ -380,7 +384,6 @@ def handouts(tmp_path_factory):
 @pytest.mark.parametrize("unit", [1, 6])
 def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts, refused):
     assert "is there already" in refused(handout, "--unit", unit, "--out", handouts[unit])
-    texts = {p: ast.unparse(ast.parse(p.read_text())) for p in handouts[unit].rglob("*.py")}
     kept = {str(path.relative_to(handouts[unit])) for path in handouts[unit].rglob("*")}
     assert not [p for p in kept for word in ("test_", "lecturer", "capstone", ".git") if word in p]
     pages = [(handouts[unit] / name).read_text() for name in ("README.md", "exercises/README.md")]
@@ -389,9 +392,7 @@ def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts, 
     for number in FILES:
         for name, (place, _) in tasks(number).items():
             if number >= unit or is_twist(place):
-                last = ast.unparse(definition(number, name).body[-1])
-                if len(last) > 30:
-                    assert not [where for where, text in texts.items() if last in text], name
+                assert not holds(handouts[unit], number, name), name
 
 
 def run_in(folder, *words):
