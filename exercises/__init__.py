@@ -101,7 +101,7 @@ def find(path: Path, name: str) -> ast.FunctionDef:
     return node
 
 
-def cuts(number: int) -> list[tuple[str, ...]]:
+def cuts(number: int) -> list[tuple[Path, str] | tuple[Path, str, str]]:
     """What a student's copy of the project lacks: (file, the function's name there, its task). What
     is not the student's own has no task."""
     module = load(number)

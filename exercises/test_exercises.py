@@ -26,8 +26,6 @@ import infer
 import train_submodel
 from exercises import FILES, ROOT, cuts, definition, find, is_twist, load, points, tasks, title
 
-POSIX = pytest.mark.skipif(os.name != "posix", reason="process groups")
-
 
 def solution(number):
     """A student's file with the project's own bodies, and what they call of what is cut."""
@@ -242,7 +240,7 @@ def test_hostile_files_get_nothing_and_leave_valid_results(content, tmp_path, mo
 
 
 @pytest.mark.slow
-@POSIX
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_what_a_student_s_file_starts_ends_with_it(tmp_path, tree):
     forever = f"import time\nwhile True: open(r'{tmp_path}/alive', 'w'); time.sleep(.1)"
     content = "import subprocess, sys, time\n"
