@@ -8,9 +8,9 @@ An exercise is one file, exNN_name.py. What a student may see stands first:
                  "module:Class", or the signature of a twist, which is found nowhere in it | task
     CUT          likewise: function | its place, of what else would give it away
     PROPERTIES   {(function, points, a sentence that must hold of it): {probe: fn(own) -> numbers}},
-                 `own` having the student's functions: all must be answered as by the right one
-    TESTS        {such a sentence: fn(answers, right ones) -> what is wrong, or None}, for those
-                 where several answers are right
+                 `own` having the student's functions: all must be answered as by the right one.
+                 Where several answers are right the key has a fourth part, a test: fn(answers,
+                 right ones) -> what is wrong, or None
     draw(axes, answers, style)    the picture, for the student's answers and for the right ones
 
 Below the line JUDGE stands what neither a student's process nor a handout is shown: the twists'
@@ -31,6 +31,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -47,7 +48,7 @@ def table(text: str) -> list[list[str]]:
     return [[" ".join(cell.split()) for cell in row.split(" | ")] for row in rows if row]
 
 
-def exercise(text: str) -> int:
+def chosen(text: str) -> int:
     """The number of an exercise. Raises ValueError."""
     if not text.isdecimal() or int(text) not in FILES:
         raise ValueError(f"no exercise {text!r}: there are {', '.join(map(str, FILES))}")
@@ -64,7 +65,14 @@ def title(number: int) -> str:
 
 
 def points(number: int) -> int:
-    return sum(points for _, points, _ in load(number).PROPERTIES)
+    return sum(points for _, points, *_ in load(number).PROPERTIES)
+
+
+def probes(number: int, function: str | None = None) -> dict[str, Callable]:
+    """All of an exercise's, or of one of its functions."""
+    of_properties = load(number).PROPERTIES.items()
+    chosen = [asked for (name, *_), asked in of_properties if function in (None, name)]
+    return {name: probe for asked in chosen for name, probe in asked.items()}
 
 
 def tasks(number: int) -> dict[str, tuple[str, str]]:
@@ -76,23 +84,37 @@ def is_twist(place: str) -> bool:
     return place.startswith("(")
 
 
-def source_of(place: str, number: int) -> tuple[Path, str | None]:
-    """ "models:Collaboration" -> (its file, the class or None); a twist's: the exercise's file."""
+def source_of(number: int, name: str, place: str) -> tuple[Path, str]:
+    """The file of a right function, and its name there, "A.f" in a class A."""
+    module, _, of_class = place.partition(":")
     if is_twist(place):
-        return FILES[number], None
-    module, _, name = place.partition(":")
-    return ROOT / (module.replace(".", "/") + ".py"), name or None
+        return FILES[number], name
+    return ROOT / (module.replace(".", "/") + ".py"), f"{of_class}.{name}".lstrip(".")
 
 
-def find(path: Path, name: str, of_class: str | None = None) -> ast.FunctionDef:
-    """The definition of a function, or of a method. Raises KeyError."""
+def find(path: Path, name: str) -> ast.FunctionDef:
+    """The definition of a function, or of a method "A.f"."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    if of_class:
-        (body,) = (n.body for n in body if isinstance(n, ast.ClassDef) and n.name == of_class)
-    for node in body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return node
-    raise KeyError(f"{path.name} has no function {name}")
+    for part in name.split("."):
+        (node,) = (node for node in body if getattr(node, "name", None) == part)
+        body = node.body
+    return node
+
+
+def cuts(number: int) -> list[tuple[Path, str] | tuple[Path, str, str]]:
+    """What a student's copy of the project lacks: (file, the function's name there, its task). What
+    is not the student's own has no task."""
+    module = load(number)
+    rows = [row for row in table(getattr(module, "CUT", "") + module.TASKS) if not is_twist(row[1])]
+    return [(*source_of(number, name, place), *task) for name, place, *task in rows]
+
+
+def definition(number: int, name: str) -> ast.FunctionDef:
+    """Of a function that the student is to write, as the right one has it, a method's without
+    self."""
+    node = find(*source_of(number, name, tasks(number)[name][0]))
+    node.args.args = [argument for argument in node.args.args if argument.arg != "self"]
+    return node
 
 
 # --------------------------------------------------------------------------------- what probes use
@@ -101,7 +123,7 @@ handed_out = EXPECTED / "key.txt"
 KEY = os.environ.get("EXERCISES_VARIANT") or (handed_out.read_text() if handed_out.exists() else "")
 
 
-def with_key(script: str, key: str | None, argv: list[str] | None) -> None:
+def use_key(script: str, key: str | None, argv: list[str] | None) -> None:
     """Starts a script once more where it was given another KEY: probes are drawn on import."""
     if key and key != KEY:
         os.environ["EXERCISES_VARIANT"] = key
@@ -114,11 +136,11 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed + 1000 * zlib.crc32(KEY.encode()))
 
 
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=generator(seed))
 
 
-def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, dtype=torch.float64, generator=generator(seed))
 
 
@@ -128,29 +150,35 @@ def constant(value: float) -> float:
     return round(value * factor, 3)
 
 
-def shaped(value: torch.Tensor, *shape: int) -> torch.Tensor:
-    """A tensor, if it has this shape. Raises TypeError or ValueError."""
-    if not isinstance(value, torch.Tensor):
+def shaped(value: object, shape: tuple[int, ...] | None = None) -> Tensor:
+    """A tensor, if it is one and has this shape. Raises TypeError or ValueError."""
+    if not isinstance(value, Tensor):
         raise TypeError(f"it returned {type(value).__name__}: it should return a tensor")
-    if tuple(value.shape) != shape:
+    if shape not in (None, value.shape):
         raise ValueError(f"it returned shape {list(value.shape)}: it should be {list(shape)}")
     return value
 
 
-def with_gradients(function: Callable, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the function makes of these inputs, and the gradients of its sum for them; 0 where
-    there is none."""
-    asked = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-    value = function(*asked.values())
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"it returned {type(value).__name__}: it should return a tensor")
-    grads = dict.fromkeys(asked)
-    if value.requires_grad:
-        found = torch.autograd.grad(value.sum(), list(asked.values()), allow_unused=True)
-        grads = dict(zip(asked, found))
-    zeros = {name: torch.zeros_like(of) for name, of in asked.items()}
-    told = {f"the gradient for {n}": zeros[n] if g is None else g for n, g in grads.items()}
-    return {"the value": value} | told
+def with_gradients(name: str, *fixed: object, **inputs: Tensor) -> Callable:
+    """A probe: what the function of this name makes of the inputs and, after them, of what is
+    fixed; and the gradients of its sum for the inputs, 0 where there is none."""
+
+    def probe(own: object) -> dict[str, Tensor]:
+        asked = [z.clone().requires_grad_() for z in inputs.values()]
+        value = shaped(getattr(own, name)(*asked, *fixed))
+        grads = torch.autograd.grad(value.sum() + sum(0 * z.sum() for z in asked), asked)
+        return {"the value": value} | {f"the gradient for {n}": g for n, g in zip(inputs, grads)}
+
+    return probe
+
+
+def hidden(probe: str) -> Callable:
+    """A test that does not say what would be right."""
+
+    def test(mine: Answers, right: Answers) -> str:
+        return "" if mine[probe] == right[probe] else f"{probe}: not so, look at the picture again"
+
+    return test
 
 
 def numbers(value: object) -> Numbers:
@@ -159,14 +187,13 @@ def numbers(value: object) -> Numbers:
         return {part: numbers(of_part)[""] for part, of_part in value.items()}
     if value is None or isinstance(value, str):
         raise TypeError("it returned nothing" if value is None else "it returned a text")
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         value = value.detach().double().numpy()
     return {"": np.asarray(value, dtype=np.float64)}
 
 
 def as_line(probe: str, answer: Numbers | str) -> dict:
-    """For JSON: a probe and [shape, values] of each part of its answer, or the error."""
+    """For JSON: a probe, and its answer by parts, or the error."""
     if isinstance(answer, str):
         return {"probe": probe, "error": answer}
-    parts = {part: [value.shape, value.ravel().tolist()] for part, value in answer.items()}
-    return {"probe": probe, "parts": parts}
+    return {"probe": probe, "parts": {part: value.tolist() for part, value in answer.items()}}

@@ -18,28 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from exercises import (
-    EXPECTED,
-    HERE,
-    Answers,
-    Numbers,
-    find,
-    is_twist,
-    load,
-    numbers,
-    sandbox,
-    source_of,
-    tasks,
-)
+from exercises import EXPECTED, Answers, Numbers, definition, is_twist, load, numbers, probes, tasks
+from exercises.sandbox import folder, run
 
+MISTAKES = Path(__file__).parent / "lecturer" / "mistakes.md"
 SECONDS = 30  # for one exercise, or as it says; what has been answered by then counts
-
-
-def probes(number: int, function: str | None = None) -> dict[str, Callable]:
-    """All of an exercise's, or of one of its functions."""
-    of_properties = load(number).PROPERTIES.items()
-    chosen = [asked for (name, _, _), asked in of_properties if function in (None, name)]
-    return {name: probe for asked in chosen for name, probe in asked.items()}
 
 
 def ask(number: int, own: dict[str, Callable], function: str | None = None) -> Answers:
@@ -53,27 +36,11 @@ def ask(number: int, own: dict[str, Callable], function: str | None = None) -> A
     return answers
 
 
-def reference(number: int) -> dict[str, Callable]:
-    """The right functions: the project's own, and the twist's."""
-    own = {}
-    for name, (place, _) in tasks(number).items():
-        if is_twist(place):
-            own[name] = getattr(load(number), name)
-        else:
-            module, _, of_class = place.partition(":")
-            of = importlib.import_module(module)
-            own[name] = getattr(of, of_class or name)
-            if of_class:  # a method that needs nothing of its object
-                own[name] = functools.partial(getattr(own[name], name), None)
-    return own
-
-
-def changed(number: int, name: str, *changes: str) -> Callable:
+def right(number: int, name: str, *changes: str) -> Callable:
     """The right function with its source changed, each "old => new", or "return => new" for what
     it returns. Raises ValueError where the old text is not in it."""
     place, _ = tasks(number)[name]
-    path, of_class = source_of(place, number)
-    source = ast.unparse(find(path, name, of_class)).replace("(self, ", "(")
+    source = ast.unparse(definition(number, name))
     for old, _, new in (change.partition("=>") for change in changes):
         old, new = old.strip(), new.strip()
         if old == "return":
@@ -83,15 +50,20 @@ def changed(number: int, name: str, *changes: str) -> Callable:
         if old not in source:
             raise ValueError(f"exercise {number}: {name} has no {old!r}")
         source = source.replace(old, new)
-    module = load(number) if is_twist(place) else importlib.import_module(place.partition(":")[0])
+    module = load(number) if is_twist(place) else importlib.import_module(place.split(":")[0])
     scope = dict(vars(module)) | {"torch": torch, "F": F, "math": math}
-    exec(compile(source, f"a mistake in {name}", "exec"), scope)
+    exec(compile(source, name, "exec"), scope)
     return scope[name]
+
+
+def reference(number: int) -> dict[str, Callable]:
+    """The right functions: the project's own, and the twist's."""
+    return {name: right(number, name) for name in tasks(number)}
 
 
 def known_mistakes(number: int) -> list[list[str]]:
     """[function, what is wrong, "old => new", ..], from the lecturer's table."""
-    text = (HERE / "lecturer" / "mistakes.md").read_text(encoding="utf-8")
+    text = MISTAKES.read_text(encoding="utf-8")
     _, _, of_exercise = text.partition(f"\n## {number}\n")
     rows = [row for row in of_exercise.split("\n## ")[0].split("\n") if row.startswith("|")][2:]
     cells = [[cell.strip(" `") for cell in row.strip("|").split(" | ")] for row in rows]
@@ -108,23 +80,26 @@ def expected(number: int) -> dict[str, Answers]:
         return {mistake: dict(map(from_line, of_mistake)) for mistake, of_mistake in lines.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for so few numbers a second thread costs more than it gives
-    right = reference(number)
-    answers = {"": ask(number, right)}
+    own = reference(number)
+    answers = {"": ask(number, own)}
     for name, mistake, *changes in known_mistakes(number):
-        own = right | {name: changed(number, name, *changes)}
-        answers[f"{name}: {mistake}"] = ask(number, own, name)
+        wrong = own | {name: right(number, name, *changes)}
+        answers[f"{name}: {mistake}"] = ask(number, wrong, name)
     torch.set_num_threads(threads)
     return answers
+
+
+def why_so(number: int) -> str:
+    """What is told once an exercise is solved."""
+    kept = EXPECTED / f"ex{number:02}.txt"
+    return kept.read_text() if kept.exists() else getattr(load(number), "WHY", "")
 
 
 def from_line(line: dict) -> tuple[str, Numbers | str]:
     """What `exercises.as_line` was made of."""
     if "error" in line:
         return str(line["probe"]), clean(line["error"])
-    parts = {}
-    for part, (shape, values) in line["parts"].items():
-        parts[str(part)] = np.array(values, dtype=np.float64).reshape(list(map(int, shape)))
-    return str(line["probe"]), parts
+    return str(line["probe"]), {k: np.array(v, np.float64) for k, v in line["parts"].items()}
 
 
 def clean(text: object) -> str:
@@ -146,10 +121,10 @@ def read_answers(raw: bytes) -> tuple[Answers, str]:
 def student_answers(number: int, content: bytes, tree: Path, graded: bool) -> tuple[Answers, str]:
     """What the functions of a student's file answer, and the end of what they print."""
     seconds = getattr(load(number), "SECONDS", SECONDS)
-    with sandbox.folder() as folder:
-        path = folder / f"ex{number:02}.py"
+    with folder() as work:
+        path = work / f"ex{number:02}.py"
         path.write_bytes(content)
-        raw, ended = sandbox.run(["exercises.child", number, path], tree, seconds, graded)
+        raw, ended = run(["exercises.child", number, path], tree, seconds, graded)
     answers, printed = read_answers(raw)
     if "import" in answers:  # its error stands for everything
         return dict.fromkeys(probes(number), answers["import"]), printed

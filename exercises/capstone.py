@@ -9,19 +9,12 @@ An entry is a file with
     def loss(model, x, y, settings): ...    # as everywhere: x [B, C, H, W] in [0, 1], y [B]
     LEARNING_RATE = 0.1                     # if another is wanted
 
-settings has n = 3, eps, alpha, steps, sigma, lambda_, and progress, from 0 to 1. Three networks of
-depth 2 learn the digits at eps 0.1, in five folds, of which a worker process sees the training part
-alone. All entries have the same budget: forward passes with gradients, of one expert on one image,
-counted by hooks; what is cheaper has more epochs. The rate falls to 1/10 at a half and three
-quarters of it. The weights alone come back: they are loaded into our own classes and attacked by
-PGD, AutoPGD, Square, the adaptive attack, and the images that PGD makes against every other entry
-(*transfer*). The score is the share of the 1,797 digits that are correct under all of them. Entries
-between which the 95 % interval decides nothing are level. Beside METHOD.py come METHOD.json, the
-result, and METHOD.pt, its weights: in exercises/entries they are in the table, and attack the next.
-
-Masked gradients make attacks fail, not models strong. So the signs are listed, of which a person
-has to make sense before such an entry is ranked: gradients that are zero, a Square or a transfer
-that is stronger than gradients, an AutoPGD that is weaker than PGD, anything correct at eps 1.
+settings has n = 3, eps, alpha, steps, sigma, lambda_, and progress, from 0 to 1. All entries have
+as many passes, forward with gradients, of one expert on one image; what is cheaper has more epochs.
+The rate falls to 1/10 at a half and three quarters of them. The score is the share of the 1,797
+digits that are correct under all attacks. Beside METHOD.py come METHOD.json, the result, and
+METHOD.pt, its weights: in exercises/entries they are in the table, and attack the next. How it is
+judged, and what signs of masked gradients are: README.md.
 """
 
 import ast
@@ -34,14 +27,13 @@ from torch import Tensor, nn
 
 import data
 from baselines.models import build
-from exercises import HERE, ROOT, sandbox, trees
+from exercises import HERE, ROOT, handout, sandbox
 from exercises.answers import read_answers
 from exercises.check import submitted
 from exercises.entry import BATCH, EPS, settings_of
 from experiments.evaluate import DECIDE, attacks_at, doubts, measure
 from experiments.intervals import paired_difference
 from support import checkpoints, files, options
-from support.printing import percent
 
 FOLDS, SECONDS = 5, 900  # of a fold, at most
 BUDGET = 36 * BATCH * 11 * 30  # that of an ensemble attacked as a whole, in 30 epochs
@@ -54,12 +46,19 @@ def declared(entry: Path) -> str:
         raise ValueError(f"no file {entry}")
     try:
         assigned = [node for node in ast.parse(content).body if isinstance(node, ast.Assign)]
-        values = [n.value for n in assigned if ast.unparse(n.targets[0]) == "COMBINE"]
-        combine = ast.literal_eval(values[-1]) if values else "missing"
+        values = {ast.unparse(node.targets[0]): node.value for node in assigned}
+        combine = ast.literal_eval(values.get("COMBINE", "None"))
     except Exception as error:  # whatever there is in a student's file
         raise ValueError(f"{entry}: {type(error).__name__}: {error}") from None
     settings_of(combine)
     return combine
+
+
+def model_of(combine: str, state: dict[str, Tensor]) -> nn.Module:
+    """A model of an entry, in eval mode, from its weights."""
+    model = build(vars(settings_of(combine)))
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def trained(entry: Path, tree: Path, x: Tensor, y: Tensor, budget: int, seed: int, graded: bool):
@@ -74,15 +73,14 @@ def trained(entry: Path, tree: Path, x: Tensor, y: Tensor, budget: int, seed: in
     answers, _ = read_answers(raw)
     if "error" in answers:
         raise ValueError(f"{entry}: {answers['error']}")
-    model = build(vars(settings_of(declared(entry))))
     try:
         state = {name: torch.from_numpy(parts[""]).float() for name, parts in answers.items()}
-        model.load_state_dict(state)
+        model = model_of(declared(entry), state)
     except Exception:  # whatever a student's process has written
         raise ValueError(f"{entry} left no weights of our networks: it {ended}") from None
     if not all(value.isfinite().all() for value in state.values()):
         raise ValueError(f"{entry} left weights that are NaN or infinite")
-    return model.eval()
+    return model
 
 
 def other_entries(entry: Path) -> dict[str, list[nn.Module]]:
@@ -91,11 +89,8 @@ def other_entries(entry: Path) -> dict[str, list[nn.Module]]:
     for path in sorted((HERE / "entries").glob("*.pt")):
         if path.stem != entry.stem:
             result = json.loads(path.with_suffix(".json").read_text())
-            others[path.stem] = []
-            for state in torch.load(path, weights_only=True):
-                model = build(vars(settings_of(result["combine"])))
-                model.load_state_dict(state)
-                others[path.stem].append(model.eval())
+            states = torch.load(path, weights_only=True)
+            others[path.stem] = [model_of(result["combine"], state) for state in states]
     return others
 
 
@@ -120,7 +115,7 @@ def judge(entry: Path, folds: int, budget: int, graded: bool) -> tuple[dict, lis
     combine = declared(entry)
     correct, signs, weights, others = {}, [], [], other_entries(entry)
     with sandbox.folder() as folder:
-        tree = trees.for_child(folder / "tree", None)
+        tree = handout.for_child(folder / "tree", None)
         for k in range(folds):
             test = part == k
             model = trained(entry, tree, x[~test], y[~test], budget, k, graded)
@@ -131,7 +126,7 @@ def judge(entry: Path, folds: int, budget: int, graded: bool) -> tuple[dict, lis
                 correct[column] = correct.get(column, "") + bits
             signs += [f"fold {k + 1}: {sign}" for sign in measured["doubts"]]
             worst = measured["table"][model.row]["worst"]
-            print(f"fold {k + 1} of {folds}: {worst:.1f} %", flush=True)
+            print(f"fold {k + 1} of {folds}: {worst:.1f} % under the worst attack", flush=True)
     told = {"entry": entry.stem, "combine": combine, "folds": folds, "budget": budget}
     told |= {"others": list(others), "versions": options.versions()}
     return told | {"correct": correct, "doubts": signs}, weights
@@ -160,16 +155,15 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("entry", metavar="METHOD.py", help="the file that is handed in")
     add("--quick", action="store_true", help="one fold and a tenth of the budget")
-    add("--out", metavar="FILE", help="its result (default: METHOD.json beside it)")
     add("--graded", action="store_true", help="as root: students' code gets a user of its own")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         entry = Path(args.entry)
         declared(entry)
-        out = Path(args.out) if args.out else entry.with_suffix(".json")
+        out, weights_out = entry.with_suffix(".json"), entry.with_suffix(".pt")
         if not args.quick:
-            files.check_new(out, ".json", "--out")
-            files.check_new(out.with_suffix(".pt"), ".pt", "--out")
+            files.check_new(out, ".json", "the result")
+            files.check_new(weights_out, ".pt", "the weights")
         if args.graded:
             sandbox.check_graded([ROOT], [out.absolute().parent])
         folds, budget = (1, BUDGET // 10) if args.quick else (FOLDS, BUDGET)
@@ -177,15 +171,14 @@ def main(argv: list[str] | None = None) -> None:
         for sign in result["doubts"]:
             print(f"Doubtful, {sign}.")
         if args.quick:
-            worst = torch.tensor(list(map(int, result["correct"]["worst"])))
-            print(f"{percent(worst):.1f} % under the worst attack: one fold, a tenth of the budget")
+            print("a tenth of the budget: nothing is written")
             return
         files.write(out, json.dumps(result).encode())
-        checkpoints.save(out.with_suffix(".pt"), weights)
+        checkpoints.save(weights_out, weights)
         entries = (HERE / "entries").glob("*.json")
         others = [path for path in entries if path != out.resolve()]
         print(table([result, *(json.loads(path.read_text()) for path in sorted(others))]))
-        print(f"wrote {out} and {out.with_suffix('.pt').name}")
+        print(f"wrote {out} and {weights_out.name}")
 
 
 if __name__ == "__main__":

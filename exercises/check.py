@@ -15,31 +15,19 @@ import contextlib
 import csv
 import io
 import json
-import os
-import stat
 import sys
 import textwrap
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from exercises import (
-    EXPECTED,
-    FILES,
-    HERE,
-    ROOT,
-    Answers,
-    Numbers,
-    exercise,
-    load,
-    points,
-    sandbox,
-    title,
-    trees,
-    with_key,
-)
-from exercises.answers import expected, student_answers
+from exercises import EXPECTED, FILES, ROOT, Answers, Numbers, chosen, load, points, title, use_key
+from exercises.answers import expected, student_answers, why_so
+from exercises.handout import for_child
+from exercises.sandbox import check_graded, folder
+from exercises.yours import PASSED
 from support import files, options, pictures
 
 TOLERANCE = 1e-6  # or as an exercise says
@@ -49,8 +37,7 @@ Judged = list[tuple[str, int, int, str]]  # a property: its text, points, those 
 def submitted(path: Path) -> bytes | None:
     """What a student has handed in: an ordinary file of at most a megabyte, or nothing."""
     with contextlib.suppress(OSError):
-        told = os.lstat(path)
-        if stat.S_ISREG(told.st_mode) and told.st_size < 2**20:
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 2**20:
             return path.read_bytes()
 
 
@@ -88,13 +75,9 @@ def difference(mine: Numbers, right: Numbers, tolerance: float) -> str:
     return ": yours has parts that it should not have"
 
 
-def why_not(number: int, mine: Answers, text: str, asked: list[str]) -> str:
+def why_not(number: int, mine: Answers, asked: list[str], test: Callable | None = None) -> str:
     """What is wrong with a student's answers to a property's probes; "" where nothing is."""
-    module, right = load(number), expected(number)[""]
-    tolerance, test = (
-        getattr(module, "TOLERANCE", TOLERANCE),
-        getattr(module, "TESTS", {}).get(text),
-    )
+    right, tolerance = expected(number)[""], getattr(load(number), "TOLERANCE", TOLERANCE)
     for probe in (probe for probe in asked if isinstance(mine[probe], str)):
         if "NotImplementedError: exercise" in mine[probe]:
             return "not written yet"
@@ -114,10 +97,15 @@ def why_not(number: int, mine: Answers, text: str, asked: list[str]) -> str:
 def judge(number: int, mine: Answers) -> Judged:
     """Each property, what it earns, and what is wrong."""
     judged = []
-    for (_, most, text), asked in load(number).PROPERTIES.items():
-        why = why_not(number, mine, text, list(asked))
+    for (_, most, text, *test), asked in load(number).PROPERTIES.items():
+        why = why_not(number, mine, list(asked), *test)
         judged.append((text, most, 0 if why else most, why))
     return judged
+
+
+def unjudged(number: int, why: str) -> Judged:
+    """No points for any property, for one reason."""
+    return [(text, most, 0, why) for _, most, text, *_ in load(number).PROPERTIES]
 
 
 def mistakes(number: int, mine: Answers) -> list[str]:
@@ -125,9 +113,9 @@ def mistakes(number: int, mine: Answers) -> list[str]:
     tolerance, fits = getattr(load(number), "TOLERANCE", TOLERANCE), {}
     for mistake, theirs in expected(number).items():
         function = mistake.partition(":")[0]
-        if theirs and all(same(mine[probe], theirs[probe], tolerance) for probe in theirs):
+        if mistake and all(same(mine[probe], theirs[probe], tolerance) for probe in theirs):
             fits.setdefault(function, mistake)  # of several the first
-    return list(filter(None, fits.values()))
+    return list(fits.values())
 
 
 def draw(number: int, mine: Answers, path: Path) -> bool:
@@ -146,12 +134,6 @@ def draw(number: int, mine: Answers, path: Path) -> bool:
     return True
 
 
-def why_so(number: int) -> str:
-    """What is told once an exercise is solved."""
-    kept = EXPECTED / f"ex{number:02}.txt"
-    return kept.read_text() if kept.exists() else getattr(load(number), "WHY", "")
-
-
 def say(text: str, indent: int = 2) -> None:
     blank = " " * indent
     print(textwrap.fill(text, 100, initial_indent=blank, subsequent_indent=blank))
@@ -164,7 +146,7 @@ def check(number: int, work: Path, tree: Path, graded: bool = False) -> Judged:
     content = submitted(path)
     if content is None:
         say(f"no {path}: python -m exercises.start {number}")
-        return [(text, most, 0, f"no {path.name}") for _, most, text in load(number).PROPERTIES]
+        return unjudged(number, f"no {path.name}")
     mine, printed = student_answers(number, content, tree, graded)
     judged, said = judge(number, mine), {""}
     for text, most, earned, why in judged:
@@ -184,8 +166,8 @@ def check(number: int, work: Path, tree: Path, graded: bool = False) -> Judged:
     print(f"  in words: {words(work, number)} words in ex{number:02}.txt")
     print(f"  {total} of {most} points")
     if EXPECTED.exists() and total == most:  # in a handout: for later exercises
-        (HERE / "passed").mkdir(exist_ok=True)
-        files.write(HERE / "passed" / path.name, content)
+        PASSED.mkdir(exist_ok=True)
+        files.write(PASSED / path.name, content)
     return judged
 
 
@@ -196,51 +178,40 @@ def earned_in(judged: Judged) -> int:
 # ------------------------------------------------------------------------------ files, the command
 
 
-def as_json(numbers: list[int], results: dict[int, Judged], work: Path) -> bytes:
-    """Gradescope's results.json; exercises that were not judged yet have 0 points."""
+def write_json(path: str | None, results: dict[int, Judged], work: Path) -> None:
+    """Gradescope's results.json, where one is asked for."""
+    if path is None:
+        return
     tests = []
-    for number in numbers:
-        unjudged = [(text, most, 0, "not judged yet") for _, most, text in load(number).PROPERTIES]
-        told = f"{words(work, number)} words in ex{number:02}.txt: a person reads them"
-        for text, most, earned, why in [*results.get(number, unjudged), ("in words", 0, 0, told)]:
+    for number, judged in results.items():
+        read = f"{words(work, number)} words in ex{number:02}.txt: a person reads them"
+        for text, most, earned, why in [*judged, ("in words", 0, 0, read)]:
             name = f"{number}. {text}"
             tests.append({"name": name, "score": earned, "max_score": most, "output": why})
     score = sum(test["score"] for test in tests)
-    return json.dumps({"score": score, "visibility": "visible", "tests": tests}, indent=1).encode()
+    told = {"score": score, "visibility": "visible", "tests": tests}
+    files.write(Path(path), json.dumps(told, indent=1).encode())
 
 
-def check_replaceable(path: Path) -> None:
-    """Raises ValueError unless this is a new file, or an earlier one of ours."""
-    if path.suffix != ".json" or not path.parent.is_dir():
-        raise ValueError(f"--json {path}: give a name in an existing folder, ending in .json")
-    if os.path.lexists(path):
-        try:
-            json.loads(submitted(path))["tests"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"--json {path} is there, and no earlier result: move it") from None
-
-
-def check_all(
-    numbers: list[int], work: Path, places: dict[int, Path], args: Namespace
-) -> dict[int, Judged]:
-    """Judges these exercises of one student, and rewrites --json after each."""
-    results: dict[int, Judged] = {}
-    for number in [None, *numbers]:
-        if number is not None:
-            results[number] = check(number, work, places[number], args.graded)
-        if args.json:
-            files.write(Path(args.json), as_json(numbers, results, work))
+def check_all(work: Path, places: dict[int, Path], args: Namespace) -> dict[int, Judged]:
+    """Judges a student's exercises, each of which has its copy of the project, and rewrites --json
+    in between: what was not judged yet has 0 points."""
+    results = {number: unjudged(number, "not judged yet") for number in places}
+    for number, tree in places.items():
+        write_json(args.json, results, work)
+        results[number] = check(number, work, tree, args.graded)
+    write_json(args.json, results, work)
     return results
 
 
-def grade(numbers: list[int], folder: Path, places: dict[int, Path], args: Namespace) -> None:
+def grade(students: Path, places: dict[int, Path], args: Namespace) -> None:
     """Judges each student's folder, and rewrites --csv after each: points, and words written."""
-    columns = [f"{kind} {number}" for kind in ("exercise", "words in") for number in numbers]
+    columns = [f"{kind} {number}" for kind in ("exercise", "words in") for number in places]
     rows = [["student", "points", *columns]]
-    for work in sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()):
+    for work in sorted(p for p in students.iterdir() if p.is_dir() and not p.is_symlink()):
         print(f"\n{work.name}")
-        each = list(map(earned_in, check_all(numbers, work, places, args).values()))
-        rows.append([work.name, sum(each), *each, *(words(work, number) for number in numbers)])
+        each = list(map(earned_in, check_all(work, places, args).values()))
+        rows.append([work.name, sum(each), *each, *(words(work, number) for number in places)])
         text = io.StringIO()
         csv.writer(text).writerows(rows)
         files.write(Path(args.csv), text.getvalue().encode())
@@ -259,37 +230,32 @@ def main(argv: list[str] | None = None) -> int:
     add("--variant", metavar="KEY", help="other numbers in the probes, the same for the same key")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        with_key("check", args.variant, argv)
-        return run(args)
-
-
-def run(args: Namespace) -> int:
-    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    numbers = list(FILES) if args.number == "all" else [exercise(args.number)]
-    work = Path(args.submissions or args.work)
-    if not work.is_dir():
-        raise ValueError(f"no folder {work}: python -m exercises.start makes it")
-    if bool(args.submissions) != bool(args.csv) or (args.submissions and args.json):
-        raise ValueError("--submissions and --csv belong together, without --json")
-    if args.json:
-        check_replaceable(Path(args.json))
-    if args.csv:
-        files.check_new(Path(args.csv), ".csv", "--csv")
-    if args.graded:
-        written = [Path(name).absolute().parent for name in (args.json, args.csv) if name]
-        sandbox.check_graded([ROOT, *([work] if args.submissions else [])], written)
-    for number in numbers:  # before anything of a student's runs
-        expected(number)
-    with sandbox.folder() as folder:
-        places = {number: trees.for_child(folder / f"tree{number}", number) for number in numbers}
-        if args.submissions:
-            grade(numbers, work, places, args)
-            return 0
-        total = sum(map(earned_in, check_all(numbers, work, places, args).values()))
-    most = sum(map(points, numbers))
-    if len(numbers) > 1:
-        print(f"\n{total} of {most} points")
-    return int(total < (most if args.fail_under is None else args.fail_under))
+        use_key("check", args.variant, argv)
+        numbers = list(FILES) if args.number == "all" else [chosen(args.number)]
+        work = Path(args.submissions or args.work)
+        if not work.is_dir():
+            raise ValueError(f"no folder {work}: python -m exercises.start makes it")
+        if bool(args.submissions) != bool(args.csv) or (args.submissions and args.json):
+            raise ValueError("--submissions and --csv belong together, without --json")
+        if args.json:
+            files.check_new(Path(args.json), ".json", "--json")
+        if args.csv:
+            files.check_new(Path(args.csv), ".csv", "--csv")
+        if args.graded:
+            written = [Path(name).absolute().parent for name in (args.json, args.csv) if name]
+            check_graded([ROOT, *([work] if args.submissions else [])], written)
+        for number in numbers:  # before anything of a student's runs
+            expected(number)
+        with folder() as trees:
+            places = {number: for_child(trees / str(number), number) for number in numbers}
+            if args.submissions:
+                grade(work, places, args)
+                return 0
+            total = sum(map(earned_in, check_all(work, places, args).values()))
+        most = sum(map(points, numbers))
+        if len(numbers) > 1:
+            print(f"\n{total} of {most} points")
+        return int(total < (most if args.fail_under is None else args.fail_under))
 
 
 if __name__ == "__main__":

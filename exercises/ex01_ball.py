@@ -28,13 +28,6 @@ GREY, EDGE, FAR, OUT, IN, DARK = torch.tensor(
     + [[-0.1, 0.98, 0.5]]
 ).double()[:, None, None, None]  # images of three pixels
 
-
-def afterwards(own: object) -> dict[str, Tensor]:
-    x, z = X.clone(), Z.clone()
-    own.l2_ball(x, z, EPS)
-    return {"x": x, "z": z}
-
-
 PROPERTIES = {
     ("ball", 1, "around a grey image each pixel goes to the nearest one within eps"): {
         f"x = (.5, .5, .5), z = (.45, .9, -.3), eps {EPS}": lambda own: own.ball(GREY, EPS)(FAR)
@@ -51,7 +44,6 @@ PROPERTIES = {
     ("l2_ball", 1, "each image has an l2 ball of its own, cut to [0, 1]"): {
         "l2: near black": lambda own: own.l2_ball(EDGE, DARK, EPS),
         "l2: eight random images": lambda own: own.l2_ball(X, 3 * Z - 1, 5 * EPS),
-        "l2: afterwards": afterwards,
     },
 }
 

@@ -35,37 +35,35 @@ GRAD = torch.cat([GRAD, rand(1, 4, seed=3)]).view(4, 2, 1, 2)
 FROM = torch.linspace(-0.1, 1, 16, dtype=torch.float64).view(4, 2, 1, 2)
 
 
-def network(*hidden: int) -> nn.Sequential:
-    """Three classes on 1 x 2 x 2 images, in float64: linear, or with hidden tanh units."""
-    sizes, random, layers = [4, *hidden, 3], generator(1), [nn.Flatten()]
-    for width, out in zip(sizes, sizes[1:]):
-        layers += [nn.Linear(width, out), nn.Tanh()]
-    model = nn.Sequential(*layers[:-1]).double()
+def network(curved: bool) -> nn.Sequential:
+    """Three classes on 1 x 2 x 2 images, in float64: linear, or with eight tanh units."""
+    layers = [nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)] if curved else [nn.Linear(4, 3)]
+    model, random = nn.Sequential(nn.Flatten(), *layers).double(), generator(1)
     for weights in model.parameters():
         weights.data = 3 * torch.randn(weights.shape, generator=random, dtype=torch.float64)
     return model
 
 
-def attacked(steps: int, *hidden: int, **how) -> Callable:
-    return lambda own: own.pgd(network(*hidden), X.clone(), Y, EPS, ALPHA, steps, **how)
+def attacked(steps: int, curved: bool, **how) -> Callable:
+    return lambda own: own.pgd(network(curved), X.clone(), Y, EPS, ALPHA, steps, **how)
 
 
-def changed(own: object) -> dict[str, Tensor | float]:
-    """1 where something is not as it was."""
+def changed(own: object) -> dict[str, bool]:
+    """What is not as it was."""
     told = {}
-    for train in (True, False):
-        model, x = network(8).train(train), X.clone()
+    for mode in ("train", "eval"):
+        model, x = network(curved=True).train(mode == "train"), X.clone()
         first, *rest = model.parameters()
         first.grad = torch.ones_like(first)  # of a training step
         x_adv = own.pgd(model, x, Y, EPS, ALPHA, 2)
         told |= {
-            f"its mode, {train}": model.training != train,
-            "x": not torch.equal(x, X) or x.requires_grad,
+            f"its {mode} mode": model.training != (mode == "train"),
+            f"x, {mode}": not torch.equal(x, X) or x.requires_grad,
+            f"a gradient in the weights, {mode}": first.grad is None or (first.grad != 1).any(),
+            f"a gradient where there was none, {mode}": any(w.grad is not None for w in rest),
+            f"weights without gradients, {mode}": not all(w.requires_grad for w in (first, *rest)),
+            f"a result that asks for a gradient, {mode}": x_adv.requires_grad,
         }
-        told["a gradient in the weights"] = first.grad is None or not (first.grad == 1).all()
-        told["a gradient where there was none"] = any(w.grad is not None for w in rest)
-        told["weights that ask for no gradient"] = not all(w.requires_grad for w in (first, *rest))
-        told["a result that asks for a gradient"] = x_adv.requires_grad
     return told
 
 
@@ -75,16 +73,16 @@ def minus_p_y(logits: Tensor, y: Tensor) -> Tensor:
 
 PROPERTIES = {
     ("pgd", 2, "one step moves every pixel by alpha, uphill, as far as the ball lets it"): {
-        "a linear network, 1 step": attacked(1),
-        "a tanh network, 1 step": attacked(1, 8),
+        "a linear network, 1 step": attacked(1, curved=False),
+        "a tanh network, 1 step": attacked(1, curved=True),
     },
     ("pgd", 2, "ten steps on a linear network reach the worst corner of the ball"): {
-        "a linear network, 10 steps": attacked(10)
+        "a linear network, 10 steps": attacked(10, curved=False)
     },
     ("pgd", 2, "several steps on a curved loss end where they should, also on another loss"): {
-        "a tanh network, 2 steps": attacked(2, 8),
-        "a tanh network, 7 steps": attacked(7, 8),
-        "a tanh network, 3 steps on -p_y": attacked(3, 8, loss=minus_p_y),
+        "a tanh network, 2 steps": attacked(2, curved=True),
+        "a tanh network, 7 steps": attacked(7, curved=True),
+        "a tanh network, 3 steps on -p_y": attacked(3, curved=True, loss=minus_p_y),
     },
     ("pgd", 2, "the network is left as it was, and x_adv detached"): {"1 where changed": changed},
     ("l2_step", 2, "in l2 every image moves by alpha, a flat one not at all"): {
@@ -95,12 +93,11 @@ PROPERTIES = {
 
 def draw(axes, answers: dict, style: dict) -> None:
     """The loss of the tanh network's images, step by step."""
-    points = {0: X} | {
-        steps: torch.from_numpy(answers[f"a tanh network, {steps} step{'s' * (steps > 1)}"][""])
-        for steps in (1, 2, 7)
-    }
-    losses = [cross_entropy(network(8)(x_adv), Y).mean().item() for x_adv in points.values()]
-    axes.plot(list(points), losses, "o-", **style)
+    steps = (1, 2, 7)
+    of_steps = [answers[f"a tanh network, {n} step{'s' * (n > 1)}"][""] for n in steps]
+    points, model = [X, *map(torch.from_numpy, of_steps)], network(curved=True)
+    losses = [cross_entropy(model(x_adv), Y).mean().item() for x_adv in points]
+    axes.plot([0, *steps], losses, "o-", **style)
     axes.set(xlabel="steps", ylabel="loss of the tanh network")
 
 
@@ -122,16 +119,11 @@ def l2_step(x_adv: Tensor, grad: Tensor, alpha: float) -> Tensor:
 
 
 STANDS_IN = {  # in a handout: the student's, a step at a time, without momentum
-    "pgd": """    step_of, project, worst = yours(2, "pgd"), ball(x, eps), Worst(x.detach(), y)
-    x_adv = project(x + eps * (2 * torch.rand_like(x) - 1)) if random_start else x.detach()
-    points = [x.detach(), x_adv]
+    "pgd": """    step_of, project, points = yours(2, "pgd"), ball(x, eps), [x.detach()]
+    if random_start:
+        points.append(project(x + eps * (2 * torch.rand_like(x) - 1)))
     for step in range(steps):
         size = alpha * (1 + math.cos(math.pi * step / steps)) / 2 if falling else alpha
-        x_adv = project(step_of(model, x_adv, y, size, size, 1, loss))
-        points.append(x_adv)
-    for point in points if keep_best else ():
-        with torch.no_grad():
-            output = model(point)
-        worst.update(point, decide(output), loss(output, y))
-    return worst.x_adv if keep_best else x_adv"""
+        points.append(project(step_of(model, points[-1], y, size, size, 1, loss)))
+    return worst_of(lambda z: decide(model(z)), x, y, points) if keep_best else points[-1]"""
 }

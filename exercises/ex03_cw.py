@@ -14,7 +14,7 @@ logits, the mask having 0 at the true class: which figures in a paper would that
 import torch
 from torch import Tensor
 
-from attacks import cross_entropy
+import attacks
 from exercises import constant, rand, randn, with_gradients
 
 TASKS = """
@@ -29,28 +29,25 @@ KAPPA = constant(1.5)
 Z, Y = torch.cat([3 * randn(12, 5), -1 - 8 * rand(4, 5, seed=1)]), torch.arange(16) % 5
 FAR = -1e6 * (1 + rand(3, 4, seed=2))
 SURE = torch.linspace(2, 120, 60).double()[:, None] * torch.tensor([2.0, 1.0, 0.0]).double()
-
-
-def asked(function: str, logits: Tensor, y: Tensor, **how):
-    return lambda own: with_gradients(lambda z: getattr(own, function)(z, y, **how), logits=logits)
+FIRST = torch.zeros(60, dtype=torch.int64)
 
 
 PICTURE = "margin of t (2, 1, 0), t = 2 .. 120, y = 0"
 PROPERTIES = {
     ("margin_loss", 1, "the margin of 16 images, some with all logits negative"): {
-        "margin": asked("margin_loss", Z, Y)
+        "margin": with_gradients("margin_loss", Y, logits=Z)
     },
     ("margin_loss", 1, "and of logits of any size"): {
-        "margin of logits below -1,000,000": asked("margin_loss", FAR, Y[:3]),
-        PICTURE: asked("margin_loss", SURE, 0 * Y[0].expand(60)),
+        "margin of logits below -1,000,000": with_gradients("margin_loss", Y[:3], logits=FAR),
+        PICTURE: with_gradients("margin_loss", FIRST, logits=SURE),
     },
     ("cw_loss", 1, "that margin, cut off at kappa"): {
-        "cw": asked("cw_loss", Z, Y),
-        f"cw, kappa {KAPPA}": asked("cw_loss", Z, Y, kappa=KAPPA),
+        "cw": with_gradients("cw_loss", Y, logits=Z),
+        f"cw, kappa {KAPPA}": with_gradients("cw_loss", Y, KAPPA, logits=Z),
     },
     ("targeted_loss", 2, "with a target it is the target that must lead"): {
-        "target": asked("targeted_loss", Z, Y),
-        f"target, kappa {KAPPA}": asked("targeted_loss", Z, Y, kappa=KAPPA),
+        "target": with_gradients("targeted_loss", Y, logits=Z),
+        f"target, kappa {KAPPA}": with_gradients("targeted_loss", Y, KAPPA, logits=Z),
     },
 }
 
@@ -58,7 +55,7 @@ PROPERTIES = {
 def draw(axes, answers: dict, style: dict) -> None:
     """The length of the gradients, of the cross-entropy and of the margin."""
     margin = torch.from_numpy(answers[PICTURE]["the gradient for logits"])
-    entropy = with_gradients(lambda z: cross_entropy(z, 0 * Y[0].expand(60)), logits=SURE.float())
+    entropy = with_gradients("cross_entropy", FIRST, logits=SURE.float())(attacks)
     label = style.pop("label")
     axes.semilogy(SURE[:, 1], margin.norm(dim=1), **style, label=f"margin, {label}")
     axes.semilogy(SURE[:, 1], entropy["the gradient for logits"].double().norm(dim=1), "k:")

@@ -37,33 +37,22 @@ HUGE = 1300 + 3 * rand(3, 4, seed=1)
 SIGMAS = torch.linspace(0.1, 15, 30).double()
 
 
-def smooth(losses: Tensor, sigma: float):
-    def probe(own: object) -> dict[str, Tensor]:
-        return with_gradients(lambda l: own.best_expert_loss(l, sigma), losses=losses)
-
-    return probe
-
-
-def values(own: object) -> dict[str, Tensor]:
-    return {str(sigma): own.best_expert_loss(LOSSES.clone(), sigma) for sigma in (SMALL, 1, LARGE)}
-
-
 def cases(own: object) -> dict[str, Tensor]:
     told = {}
     for M in (2, 5):
         for name, losses in zip(("lower", "upper"), own.cases_of_equality(M)):
-            told[f"{name} bound, M = {M}"] = shaped(losses, M)
+            told[f"{name} bound, M = {M}"] = shaped(losses, (M,))
     return told
 
 
 def outside(mine: Answers, right: Answers) -> str | None:
-    for sigma, values in mine[BOUNDS].items():
-        low = LOSSES.min(0).values.numpy()
-        for b, value in enumerate(values):
-            least = low[b] - float(sigma) * math.log(3)
-            if not least - 1e-9 <= value <= low[b] + 1e-9:
-                told = f"{value:.4f} is outside [{least:.4f}, {low[b]:.4f}]"
-                return f"sigma {sigma}, losses {LOSSES[:, b].tolist()}: {told}"
+    for sigma in (1.0, SMALL, LARGE):
+        values = mine[f"sigma {sigma:g}"]["the value"]
+        for losses, value in zip(LOSSES.T.tolist(), values, strict=True):
+            most, least = min(losses), min(losses) - sigma * math.log(3)
+            if not least - 1e-9 <= value <= most + 1e-9:
+                told = f"{value:.4f} is outside [{least:.4f}, {most:.4f}]"
+                return f"sigma {sigma:g}, losses {losses}: {told}"
     return None
 
 
@@ -77,14 +66,15 @@ def not_reached(mine: Answers, right: Answers) -> str | None:
     return None
 
 
-BOUNDS = "Eq. 7 of 12 images, by sigma"
+OF_LOSSES = {
+    f"sigma {sigma:g}": with_gradients("best_expert_loss", sigma, losses=LOSSES)
+    for sigma in (1.0, SMALL, LARGE)
+}
 PROPERTIES = {
-    ("best_expert_loss", 1, "it lies within Eq. 7's bounds"): {BOUNDS: values},
+    ("best_expert_loss", 1, "it lies within Eq. 7's bounds", outside): OF_LOSSES,
     ("best_expert_loss", 3, "its value and its gradient, also where no expert knows the image"): {
-        "sigma 1": smooth(LOSSES, 1.0),
-        f"sigma {SMALL}": smooth(LOSSES, SMALL),
-        f"sigma {LARGE}": smooth(LOSSES, LARGE),
-        "losses of 1300 and more; sigma 1": smooth(HUGE, 1.0),
+        **OF_LOSSES,
+        "losses of 1300 and more": with_gradients("best_expert_loss", 1.0, losses=HUGE),
     },
     ("expert_weights", 2, "the weights are its gradient"): {
         "weights at sigma 1": lambda own: own.expert_weights(LOSSES.clone(), 1.0),
@@ -94,13 +84,12 @@ PROPERTIES = {
             [own.expert_weights(LOSSES[:, :1].clone(), float(s))[:, 0] for s in SIGMAS]
         ),
     },
-    ("cases_of_equality", 2, "both bounds are reached"): {"the cases": cases},
+    ("cases_of_equality", 2, "both bounds are reached", not_reached): {"the cases": cases},
     ("vote_cross_entropy", 1, "the vote's cross-entropy"): {
         "the vote of 12 images": lambda own: own.vote_cross_entropy(LOSSES.clone()),
         "the vote, losses of 1300 and more": lambda own: own.vote_cross_entropy(HUGE.clone()),
     },
 }
-TESTS = {"it lies within Eq. 7's bounds": outside, "both bounds are reached": not_reached}
 
 
 def draw(axes, answers: dict, style: dict) -> None:

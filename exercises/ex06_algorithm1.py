@@ -33,32 +33,24 @@ THREE = torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 1.0]]).double()[:, None].rep
 SCORES = torch.stack([LINE, 0 * LINE - 1, 0 * LINE + 1])
 
 
-def combined(name: str, logits: Tensor, score: Tensor):
-    return lambda own: with_gradients(getattr(own, name), logits=logits, score=score)
-
-
 PROPERTIES = {
-    (
-        "combine",
-        2,
-        "the most confident expert answers, for each image; no gradient for the scores",
-    ): {
-        "four experts, 12 images": combined("combine", LOGITS, SCORE),
-        "score 1 from -3 to 3": combined("combine", THREE, SCORES),
+    ("combine", 2, "each image's most confident expert answers; scores have no gradient"): {
+        "four experts, 12 images": with_gradients("combine", logits=LOGITS, score=SCORE),
+        "score 1 from -3 to 3": with_gradients("combine", logits=THREE, score=SCORES),
     },
     ("combine", 1, "the same where scores differ by a millionth, or are large"): {
-        "scores near .5": combined("combine", LOGITS, CLOSE),
-        "scores around 60": combined("combine", LOGITS, SCORE + 60),
+        "scores near .5": with_gradients("combine", logits=LOGITS, score=CLOSE),
+        "scores around 60": with_gradients("combine", logits=LOGITS, score=SCORE + 60),
     },
     ("vote", 2, "the vote is the mean of probabilities, as a logarithm"): {
-        "vote, four experts": lambda own: with_gradients(own.vote, logits=LOGITS)
+        "vote, four experts": with_gradients("vote", logits=LOGITS)
     },
     ("vote", 1, "the same where probabilities underflow"): {
         "vote of logits (0, -900), (0, -899)": lambda own: own.vote(SURE)
     },
     ("top_two", 2, "two experts vote, the most confident ones of each image"): {
-        "top two, 12 images": combined("top_two", LOGITS, SCORE),
-        "top two, score 1 from -3 to 3": combined("top_two", THREE, SCORES),
+        "top two, 12 images": with_gradients("top_two", logits=LOGITS, score=SCORE),
+        "top two, score 1 from -3 to 3": with_gradients("top_two", logits=THREE, score=SCORES),
         "top two of logits (0, -900), (0, -899)": lambda own: own.top_two(SURE, SCORE[:2, :3]),
     },
 }

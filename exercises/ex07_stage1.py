@@ -13,12 +13,12 @@ cost of a batch, in forward passes of one expert, of either stage.
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from exercises import constant, generator, shaped
-from models import Collaboration, ResNet
+from exercises import constant, networks
+from models import Collaboration
 from train_collab import sample_loss  # noqa: F401  what changed functions call
 from train_submodel import attack_each_expert  # noqa: F401
 
@@ -38,62 +38,29 @@ HOW = {"alpha": 0.05, "steps": 4, "random_start": False, "weights": "best", "lam
 SETTINGS = HOW | {"eps": constant(0.1), "sigma": constant(10)}
 
 
-def after(name: str, M: int) -> Callable:
-    """A stage's loss on six images by M small experts, the same every time."""
+def parts(name: str, M: int, kind: str) -> Callable:
+    """A probe: the parts of this kind of `networks.step`, by a stage's loss and M experts."""
+    combined = partial(Collaboration, confidence="rectified")
 
-    def of(own: object) -> tuple[nn.Module, Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(0).initial_seed())
-            model = Collaboration([ResNet(2, 1, 4, 8) for _ in range(M)], "rectified")
-            x, y = torch.rand(6, 1, 8, 8), torch.randint(4, (6,))
-            loss = getattr(own, name)(model, x, y, Namespace(**SETTINGS, n=M))
-        return model, shaped(loss)
-
-    return of
-
-
-def value_of(run: Callable) -> Callable:
-    return lambda own: run(own)[1]
-
-
-def gradients(run: Callable) -> Callable:
     def probe(own: object) -> dict[str, Tensor]:
-        model, loss = run(own)
-        loss.backward()
-        zero = torch.zeros(1)
-        return {
-            f"the gradient for {name}": zero if w.grad is None else w.grad
-            for name, w in model.named_parameters()
-        }
-
-    return probe
-
-
-def statistics(run: Callable) -> Callable:
-    def probe(own: object) -> dict[str, Tensor]:
-        model, _ = run(own)
-        told = {"1 if it ends in train mode": torch.tensor(model.training)}
-        for name, norm in model.named_modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                told[f"batches that {name} saw"] = norm.num_batches_tracked
-                told[f"100 times the mean that {name} keeps"] = 100 * norm.running_mean
-        return told
+        told = networks.step(getattr(own, name), combined, Namespace(**SETTINGS, n=M))
+        return {part: value for part, value in told.items() if part.startswith(kind)}
 
     return probe
 
 
 PROPERTIES = {}
 for name, value in (("stage1_loss", 3), ("stage2_loss", 2)):
-    stage, run = name[:6], after(name, 3)
+    stage = name[:6]
     PROPERTIES |= {
         (name, value, f"{stage}: the loss is M (clean + adversarial)"): {
-            f"{stage}, {M} experts": value_of(after(name, M)) for M in (3, 2)
+            f"{stage}, {M} experts": parts(name, M, "the value") for M in (3, 2)
         },
         (name, value - 1, f"{stage}: every expert learns what it should"): {
-            f"{stage}, 3 experts' gradients": gradients(run)
+            f"{stage}, 3 experts' gradients": parts(name, 3, "the gradient")
         },
         (name, 1, f"{stage}: batch norm sees the clean batch, then the adversarial one"): {
-            f"{stage}, batch norm": statistics(run)
+            f"{stage}, batch norm": parts(name, 3, "left behind")
         },
     }
 

@@ -17,13 +17,12 @@ In words: your prediction, and its reason, before you have attacked anything. Af
 the table's figures is the model's robustness, and what made the others look like it?
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import data
 import infer
-from exercises import HERE, Answers, shaped
+from exercises import HERE, Answers, networks, shaped
 
 USES = """import infer
 from attacks import Worst, ball, cross_entropy, expert_losses, margin_loss, pgd, worst_of
@@ -40,7 +39,7 @@ my_attack | (model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor | x_a
     within eps of x and in [0, 1], at which the model, a Collaboration, is wrong as often as
     possible. x, y and the model stay as they are.
 """
-EPS, SECONDS, ALLOWED = 0.1, 40, 2.0  # points
+EPS, SECONDS, MODEL = 0.1, 40, HERE / "model.pt"
 PREDICTION, ATTACK = "your prediction", "your attack"
 
 
@@ -52,23 +51,12 @@ def test_set() -> tuple[Tensor, Tensor]:
 def attacked(own: object) -> Tensor:
     torch.manual_seed(0)
     x, y = test_set()
-    model = infer.load(HERE / "model.pt")
-    return shaped(own.my_attack(model, x.clone(), y.clone(), EPS).detach(), *x.shape)
+    return shaped(own.my_attack(infer.load(MODEL), x.clone(), y.clone(), EPS), x.shape)
 
 
-def left(x_adv: np.ndarray) -> float:
-    """% that the model has correct on these images, asked here. Raises ValueError for others than
-    the attack may return."""
-    x, y = test_set()
-    x_adv = torch.from_numpy(x_adv).float()
-    if x_adv.shape != x.shape or not x_adv.isfinite().all():
-        raise ValueError("some pixels are missing, NaN or infinite")
-    outside = max((x_adv - x).abs().max().item() - EPS, -x_adv.min().item(), x_adv.max().item() - 1)
-    if outside > 1e-6:
-        raise ValueError(f"some pixel is {outside:.3g} outside the ball or [0, 1]")
-    with torch.no_grad():
-        correct = infer.load(HERE / "model.pt")(x_adv).argmax(1) == y
-    return 100 * correct.double().mean().item()
+def left(answers: Answers) -> float:
+    """% that the model has correct on what the attack has made."""
+    return networks.left(infer.load(MODEL), answers[ATTACK][""], *test_set(), EPS)
 
 
 def no_share(mine: Answers, right: Answers) -> str | None:
@@ -78,24 +66,17 @@ def no_share(mine: Answers, right: Answers) -> str | None:
 
 def at_most(most: float | None):
     def test(mine: Answers, right: Answers) -> str | None:
-        theirs = most or left(right[ATTACK][""]) + ALLOWED
-        share = left(mine[ATTACK][""])
-        return None if share <= theirs else f"yours leaves {share:.1f} %: at most {theirs:.1f} %"
+        share, bound = left(mine), most or left(right) + 2  # points
+        return None if share <= bound else f"yours leaves {share:.1f} %: at most {bound:.1f} %"
 
     return test
 
 
 PROPERTIES = {
-    ("prediction", 1, "a prediction"): {PREDICTION: lambda own: float(own.prediction())},
-    ("my_attack", 3, "your attack takes more than Square does"): {ATTACK: attacked},
-    ("my_attack", 3, "and half of what that leaves"): {ATTACK: attacked},
-    ("my_attack", 3, "and as much as ours"): {ATTACK: attacked},
-}
-TESTS = {
-    "a prediction": no_share,
-    "your attack takes more than Square does": at_most(18.0),
-    "and half of what that leaves": at_most(10.0),
-    "and as much as ours": at_most(None),
+    ("prediction", 1, "a prediction", no_share): {PREDICTION: lambda own: float(own.prediction())},
+    ("my_attack", 3, "your attack takes more than Square does", at_most(18.0)): {ATTACK: attacked},
+    ("my_attack", 3, "and half of what that leaves", at_most(10.0)): {ATTACK: attacked},
+    ("my_attack", 3, "and as much as ours", at_most(None)): {ATTACK: attacked},
 }
 
 # -------------------------------------------------------------------------- for the judge alone

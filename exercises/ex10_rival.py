@@ -11,11 +11,8 @@ In words: Table 1 compares hours. What does it count, and what would be a fair b
 
 from argparse import Namespace
 
-import torch
-from torch import Tensor
-
-from exercises import constant, generator, shaped
-from models import Ensemble, ResNet
+from exercises import constant, networks
+from models import Ensemble
 
 USES = """from baselines.plain import PlainSettings, sum_of_losses
 from train_submodel import clean_and_attacked"""
@@ -33,22 +30,6 @@ SETTINGS = Namespace(n=3, eps=constant(0.1), alpha=0.05, steps=3, random_start=F
 SIZES = [(1, 10), (3, 10), (5, 7), (4, int(20 * constant(1)))]
 
 
-def loss(own: object) -> dict[str, Tensor]:
-    """Of three members on six images; its gradients; what batch norm keeps."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(0).initial_seed())
-        model = Ensemble([ResNet(2, 1, 4, 8) for _ in range(3)])
-        x, y = torch.rand(6, 1, 8, 8), torch.randint(4, (6,))
-        value = shaped(own.together_loss(model, x, y, SETTINGS))
-    value.backward()
-    told, zero = {"the value": value}, torch.zeros(1)
-    for name, w in model.named_parameters():
-        told[f"the gradient for {name}"] = zero if w.grad is None else w.grad
-    for name, kept in model.named_buffers():
-        told[f"what batch norm keeps, {name}"] = kept
-    return told
-
-
 def count(*methods: str):
     return lambda own: {
         f"{method}, M = {M}, S = {S}": float(own.passes(method, M, S))
@@ -59,7 +40,7 @@ def count(*methods: str):
 
 PROPERTIES = {
     ("together_loss", 3, "every member learns its own cross-entropy on attacks against the vote"): {
-        "three members, six images": loss
+        "six images": lambda own: networks.step(own.together_loss, Ensemble, SETTINGS)
     },
     ("passes", 2, "what the two ensembles cost"): {"cost": count("plain", "together")},
     ("passes", 2, "what stage 1 and SoE cost"): {"cost of SoE": count("soe-stage1", "soe")},

@@ -12,6 +12,7 @@ column it rests on, what you would have to measure to believe it, and what our r
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -36,7 +37,7 @@ ATTACKS = ("pgd", "apgd", "square", "adaptive")
 TRAP = "-sigma1-confidenceehead"  # in the names of older records
 
 
-def measured(method: str, depth: int, seeds: int) -> dict[str, np.ndarray]:
+def measured(method: str, depth: int, seeds: int = 3) -> dict[str, np.ndarray]:
     """What a method had correct in our records, {column: [S, N]}."""
     name = f"compare/digits-{method}-depth{depth}-n3-eps0.1-epochs30-seed"
     runs = [records.stored()[f"{name}{seed}.json"]["correct"] for seed in range(seeds)]
@@ -51,34 +52,18 @@ def made_up(seed: int) -> dict[str, np.ndarray]:
     return {c: ((rng.random((2, 40)) < 0.85) & ~hard).astype(float) for c in ("clean", *ATTACKS)}
 
 
-def judged(ours: Callable, theirs: Callable) -> Callable:
-    def probe(own: object) -> dict[str, float]:
-        return dict(zip(("difference", "error"), own.difference(ours(), theirs())))
-
-    return probe
+def compared(ours: Callable, theirs: Callable) -> Callable:
+    return lambda own: dict(zip(("difference", "error"), own.difference(ours(), theirs())))
 
 
-def of(method: str, depth: int, seeds: int = 3) -> Callable:
-    return lambda: measured(method, depth, seeds)
+def with_soe(method: str, seeds: int = 3) -> Callable:
+    """SoE and another method at depth 2, as measured."""
+    return compared(partial(measured, "soe", 2, seeds), partial(measured, method, 2, seeds))
 
 
-REAL = {
-    "SoE and the ensemble trained together, depth 2": (of("soe", 2), of("plain-together", 2)),
-    "SoE at sigma = 1, with and without stage 2, depth 8": (
-        of(f"soe{TRAP}", 8),
-        of(f"soe-stage1{TRAP}", 8),
-    ),
-    "SoE and MoRE, depth 2": (of("soe", 2), of("more", 2)),
-}
-ONE_SEED = {"SoE and MoRE, depth 2, seed 0 alone": (of("soe", 2, 1), of("more", 2, 1))}
-MADE_UP = {"two methods made up, two seeds": (lambda: made_up(0), lambda: made_up(1))}
 PAIRS = [
     (d * constant(1), e) for d in (-3, -1.8, -0.5, 0, 0.5, 1.5, 1.8, 1.97, 3) for e in (0.2, 1)
 ]
-
-
-def answers(pairs: dict[str, tuple]) -> dict[str, Callable]:
-    return {name: judged(*pair) for name, pair in pairs.items()}
 
 
 def verdicts(own: object) -> dict[str, int]:
@@ -86,9 +71,19 @@ def verdicts(own: object) -> dict[str, int]:
 
 
 PROPERTIES = {
-    ("difference", 3, "the right unit, pairing and column: of numbers made up"): answers(MADE_UP),
-    ("difference", 3, "and of our own results"): answers(REAL),
-    ("difference", 2, "one seed, too, has an error"): answers(ONE_SEED),
+    ("difference", 3, "the right unit, pairing and column: of numbers made up"): {
+        "two methods made up, two seeds": compared(partial(made_up, 0), partial(made_up, 1))
+    },
+    ("difference", 3, "and of our own results"): {
+        "SoE and the ensemble trained together, depth 2": with_soe("plain-together"),
+        "SoE and MoRE, depth 2": with_soe("more"),
+        "SoE at sigma = 1, with and without stage 2, depth 8": compared(
+            partial(measured, f"soe{TRAP}", 8), partial(measured, f"soe-stage1{TRAP}", 8)
+        ),
+    },
+    ("difference", 2, "one seed, too, has an error"): {
+        "SoE and MoRE, depth 2, seed 0 alone": with_soe("more", seeds=1)
+    },
     ("verdict", 2, "a verdict needs an interval without 0"): {"verdicts": verdicts},
 }
 

@@ -1,26 +1,40 @@
-"""Makes a copy of the project for students, without the solutions of this unit and the later ones.
+"""Copies of the project without solutions: what a student's process sees, and what a handout is.
 
     python -m exercises.handout --unit 4 --out handout4 [--variant KEY]
 
-In it the functions that exercises 4 to 12 ask for are cut, and so are all twists' answers, known
-mistakes, tests, findings, and the lecturer's notes. A check works all the same: what right and
-wrong functions answer lies in exercises/expected. Once an exercise has all points, the student's
-own functions stand where they were cut, so that one handout carries the course.
+In a handout the functions that exercises 4 to 12 ask for are cut, and so are all twists' answers,
+known mistakes, tests, findings, and the lecturer's notes. A check works all the same: what right
+and wrong functions answer lies in exercises/expected. Once an exercise has all points, the
+student's own functions stand where they were cut, so that one handout carries the course.
 """
 
+import ast
 import gzip
 import json
+import shutil
 from pathlib import Path
 
-from exercises import EXPECTED, FILES, KEY, as_line, exercise, trees, with_key
-from exercises.answers import expected
-from exercises.check import why_so
+from exercises import EXPECTED, FILES, JUDGE, KEY, ROOT, as_line, chosen, cuts, find, load, use_key
+from exercises.answers import expected, why_so
+from exercises.start import docstring
 from support import files, options
 
-KEPT = (*trees.CODE, "LICENSE", "requirements.txt", "METHOD.md")
+CODE = (
+    *("models.py", "attacks.py", "train_submodel.py", "train_collab.py", "infer.py", "xor_demo.py"),
+    *("support", "data", "baselines", "exercises"),
+    *("experiments/__init__.py", "experiments/records.py", "experiments/intervals.py"),
+    *("experiments/results/runs.jsonl", "experiments/results/attacks.jsonl"),
+)
+LEFT_OUT = shutil.ignore_patterns(
+    *("test_*", "conftest.py", "*.pyc", "__pycache__", "*.tmp", "cifar-10-*"),
+    *("lecturer", "entries", "capstone.py", "expected"),
+)
+YOURS = "from exercises.yours import yours"
 PAGE = """# Synergy of Experts, and exercises on it
 
-{goal}
+Several small networks ("experts"), each with a head that predicts and one that says how sure to be;
+the most confident one answers. You write the parts of that method (NeurIPS 2022), of the attacks on
+it, and of the judgement on its claims; a check tells which mistake was made.
 
 ```sh
 python3 -m venv .venv && .venv/bin/python -m pip install -r requirements.txt
@@ -35,17 +49,73 @@ there, for later exercises and for all scripts: the main command,
 of reading is in [exercises/README.md](exercises/README.md), the method, with its formulas, in
 [METHOD.md](METHOD.md).
 """
-GOAL = """Several small networks ("experts"), each with a head that predicts and one that says how
-sure to be; the most confident one answers. You write the parts of that method (NeurIPS 2022), of
-the attacks on it, and of the judgement on its claims; a check tells which mistake was made."""
+
+
+def cut(path: Path, name: str, number: int, body: str | None, task: str = "") -> None:
+    """Replaces the body of a function, or of a method "A.f", by its task and, where no body is
+    given, by a call of the student's own."""
+    node, lines = find(path, name), path.read_text(encoding="utf-8").split("\n")
+    indent, arguments = " " * node.col_offset, [a.arg for a in node.args.args if a.arg != "self"]
+    told = [indent + line if line else "" for line in docstring(task).split("\n")] if task else []
+    call = f'yours({number}, "{node.name}")({", ".join(arguments)})'
+    told.append(body or f"{indent}    return {call}")
+    lines[node.body[0].lineno - 1 : node.end_lineno] = told
+    if YOURS not in lines:
+        first = ast.parse("\n".join(lines)).body[1]  # what follows the file's docstring
+        lines.insert(first.lineno - 1, YOURS)
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def copy(out: Path, names: tuple[str, ...]) -> None:
+    """Copies files and folders of the project into the folder `out`; of the exercises what a
+    student may see."""
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, out / name, ignore=LEFT_OUT)
+        else:
+            shutil.copy(ROOT / name, out / name)
+    for path in (out / "exercises").glob("*.py"):
+        path.write_text(path.read_text(encoding="utf-8").split(JUDGE)[0], encoding="utf-8")
+
+
+def cut_exercise(out: Path, number: int) -> None:
+    """Cuts what an exercise asks for in a copy of the project, if it is not cut already."""
+    bodies = getattr(load(number), "STANDS_IN", {})
+    for path, name, *task in cuts(number):
+        there = out / path.relative_to(ROOT)
+        if there.exists() and "yours(" not in ast.unparse(find(there, name)):
+            cut(there, name, number, bodies.get(name), *task)
+
+
+def for_child(out: Path, number: int | None) -> Path:
+    """Makes what a student's process sees: while it answers an exercise no solution of that one;
+    while it trains an entry of the capstone no digits, but those that it is given."""
+    copy(out, CODE)
+    kept = {"__init__.py", "child.py", "yours.py"}
+    if number is None:
+        kept.add("entry.py")
+        (out / "data" / "digits.npz").unlink()
+    else:
+        kept |= {FILES[number].name, "networks.py", "networks.pt", "model.pt", "passed"}
+        cut_exercise(out, number)
+        (out / "exercises" / "passed" / f"ex{number:02}.py").unlink(missing_ok=True)
+    for path in (out / "exercises").iterdir():
+        if path.name not in kept:
+            path.unlink()
+    for path in out.rglob("*"):  # whatever the umask: a graded run has another user
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return out
+
+
+# ------------------------------------------------------------------------------------ the handout
 
 
 def method(text: str) -> str:
     """METHOD.md without what exercises ask for: what a step costs, what sigma = 1 means, what the
     argmax hides."""
     kept, _, rest = text.partition("\nIn gradient passes")
-    inference = rest[rest.index("\n## Inference") : rest.index("\n## What sigma means")]
-    return kept + inference
+    return kept + rest[rest.index("\n## Inference") : rest.index("\n## What sigma means")]
 
 
 def exercises_page(text: str) -> str:
@@ -57,16 +127,15 @@ def exercises_page(text: str) -> str:
 
 def write_handout(unit: int, out: Path) -> None:
     """The project without solutions, in the new folder `out`. Raises OSError."""
-    trees.copy(out, KEPT)
+    copy(out, (*CODE, "LICENSE", "requirements.txt", "METHOD.md"))
     (out / "exercises" / "entry.py").unlink()  # the capstone's
-    page = out / "exercises" / "README.md"
-    page.write_text(exercises_page(page.read_text(encoding="utf-8")), encoding="utf-8")
-    page = out / "METHOD.md"
-    page.write_text(method(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, shorter in (("exercises/README.md", exercises_page), ("METHOD.md", method)):
+        text = (out / name).read_text(encoding="utf-8")
+        (out / name).write_text(shorter(text), encoding="utf-8")
     key = f", with the key {KEY}" if KEY else ""
-    told = PAGE.format(goal=GOAL, unit=unit, last=max(FILES), key=key)
+    told = PAGE.format(unit=unit, last=max(FILES), key=key)
     (out / "README.md").write_text(told, encoding="utf-8")
-    kept = out / EXPECTED.relative_to(trees.ROOT)
+    kept = out / EXPECTED.relative_to(ROOT)
     kept.mkdir()
     (kept / "key.txt").write_text(KEY)
     for number in FILES:
@@ -77,7 +146,7 @@ def write_handout(unit: int, out: Path) -> None:
         if told := why_so(number):
             (kept / f"ex{number:02}.txt").write_text(told)
         if number >= unit:
-            trees.cut_exercise(out, number)
+            cut_exercise(out, number)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,8 +157,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--variant", metavar="KEY", help="other numbers in the probes, the same for the same key")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        with_key("handout", args.variant, argv)
-        unit, out = exercise(args.unit), Path(args.out)
+        use_key("handout", args.variant, argv)
+        unit, out = chosen(args.unit), Path(args.out)
         if EXPECTED.exists():
             raise ValueError("this is a handout already: make them from the project itself")
         if out.exists():

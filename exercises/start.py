@@ -7,27 +7,33 @@ The signatures are cut out of the code itself, so that they never differ from it
 """
 
 import ast
+import textwrap
 from pathlib import Path
 
-from exercises import FILES, exercise, find, is_twist, load, points, source_of, tasks
-from exercises.trees import docstring
+from exercises import FILES, chosen, definition, is_twist, load, points, tasks
 from support import options
 
+HEAD = """from collections.abc import Callable
 
-def signature(number: int, name: str) -> str:
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn"""
+
+
+def docstring(task: str) -> str:
+    """A task as the docstring of a function."""
+    how = {"width": 99, "initial_indent": "    ", "subsequent_indent": "    "}
+    return textwrap.fill(f'"""{task}"""', **how)
+
+
+def signature(number: int, name: str, place: str) -> str:
     """Of a function that the student writes."""
-    place, _ = tasks(number)[name]
     if is_twist(place):
         return f"def {name}{place}:"
-    path, of_class = source_of(place, number)
-    node = find(path, name, of_class)
-    node.args.args = [argument for argument in node.args.args if argument.arg != "self"]
+    node = definition(number, name)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     return f"def {name}({ast.unparse(node.args)}){returns}:"
-
-
-HEAD = "from collections.abc import Callable\n\nimport numpy as np\nimport torch\n"
-HEAD += "import torch.nn.functional as F\nfrom torch import Tensor, nn"
 
 
 def starter(number: int) -> tuple[str, str]:
@@ -35,14 +41,14 @@ def starter(number: int) -> tuple[str, str]:
     module = load(number)
     task, question = module.__doc__.strip().split("\n\nIn words")
     task = task.replace("\n", f", {points(number)} points.\n", 1)
-    parts = [f'"""{task}\n\n    python -m exercises.check {number}\n"""']
-    parts.append("\n\n".join([HEAD, *filter(None, [getattr(module, "USES", "")])]))
-    for name, (_, task) in tasks(number).items():
+    imports = "\n\n".join(filter(None, [HEAD, getattr(module, "USES", "")]))
+    parts = [f'"""{task}\n\n    python -m exercises.check {number}\n"""\n\n{imports}']
+    for name, (place, task) in tasks(number).items():
         undone = f'    raise NotImplementedError("exercise {number}: {name}")'
-        parts.append("\n".join([signature(number, name), docstring(task), undone]))
+        parts.append("\n".join([signature(number, name, place), docstring(task), undone]))
     words = "".join(f"# {line}\n" for line in f"In words{question}".split("\n"))
     words += "# Two points, which a person gives. Answer below:\n"
-    return parts[0] + "\n\n" + "\n\n\n".join(parts[1:]) + "\n", words
+    return "\n\n\n".join(parts) + "\n", words
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", default="work", metavar="DIR", help="the student's folder")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        number = exercise(args.number)
+        number = chosen(args.number)
         path = Path(args.work) / f"ex{number:02}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:  # never over a student's work
@@ -59,9 +65,8 @@ def main(argv: list[str] | None = None) -> None:
                 with open(path.with_suffix(ending), "x", encoding="utf-8") as file:
                     file.write(content)
         except FileExistsError as error:
-            raise ValueError(
-                f"{error.filename} is there already: go on with it, or move it"
-            ) from None
+            taken = f"{error.filename} is there already: go on with it, or move it"
+            raise ValueError(taken) from None
         print(f"wrote {path} and the question in words, {path.with_suffix('.txt')}: fill them in,")
         print(f"then python -m exercises.check {number}")
 

@@ -21,26 +21,25 @@ def small(monkeypatch):
     monkeypatch.setattr(capstone, "FOLDS", 2)
 
 
-def trained(loss, budget, combine="vote"):
+def trained(loss, budget):
+    """The progress at every step that the budget is enough for."""
     seen = []
 
     def watched(model, x, y, settings):
-        seen.append((len(x), settings.progress))
+        seen.append(settings.progress)
         return loss(model, x, y, settings)
 
     digits = data.load("digits")
-    method = SimpleNamespace(COMBINE=combine, loss=watched)
+    method = SimpleNamespace(COMBINE="vote", loss=watched)
     entry.train_entry(method, digits.x_train[:512], digits.y_train[:512], budget, 0)
     return seen
 
 
 def test_a_dearer_loss_has_fewer_steps_within_the_same_budget():
-    cheap = trained(lambda m, x, y, s: together_loss(m, x, y, s), 36 * 128 * 10)
-    twice = trained(
-        lambda m, x, y, s: together_loss(m, x, y, s) + together_loss(m, x, y, s), 36 * 128 * 10
-    )
+    cheap = trained(together_loss, 36 * 128 * 10)
+    twice = trained(lambda *a: together_loss(*a) + together_loss(*a), 36 * 128 * 10)
     assert len(cheap) == 10 and len(twice) == 5
-    assert [progress for _, progress in cheap] == pytest.approx([k / 10 for k in range(10)])
+    assert cheap == pytest.approx([k / 10 for k in range(10)])
 
 
 def test_asking_without_a_gradient_is_free():
@@ -55,19 +54,18 @@ def test_asking_without_a_gradient_is_free():
 @pytest.mark.slow
 def test_the_judge_loads_nothing_but_finite_weights_of_our_networks(tmp_path, refused, small):
     bad = {
-        "ValueError: mine": "COMBINE = 'vote'\ndef loss(*a):\n    raise ValueError('mine')\n",
-        "left no weights": "import os\nCOMBINE = 'vote'\ndef loss(*a):\n    os._exit(0)\n",
-        "NaN": "COMBINE = 'vote'\ndef loss(model, x, y, s):\n"
-        "    return model(x).sum() * float('nan')\n",
-        "COMBINE is": "COMBINE = 'all'\ndef loss(*a): pass\n",
-        "no attribute 'loss'": "COMBINE = 'vote'\n",
-        "no digits": "COMBINE = 'vote'\nimport data\ndef loss(*a):\n    try:\n"
-        "        data.load('digits')\n    except OSError:\n        raise ValueError('no digits')\n",
-        "COMBINE is ['vote']": "COMBINE = ['vote']\n",
-        "malformed node": "COMBINE = open('/etc/passwd').read()\n",
+        "ValueError: mine": "def loss(*a):\n    raise ValueError('mine')",
+        "left no weights": "import os\ndef loss(*a):\n    os._exit(0)",
+        "NaN": "def loss(model, x, y, s):\n    return model(x).sum() * float('nan')",
+        "no attribute 'loss'": "",
+        "no digits": "import data\ndef loss(*a):\n    try:\n        data.load('digits')\n"
+        "    except OSError:\n        raise ValueError('no digits')",
+        "COMBINE is 'all'": "COMBINE = 'all'",
+        "COMBINE is ['vote']": "COMBINE = ['vote']",
+        "malformed node": "COMBINE = open('/etc/passwd').read()",
     }
     for message, content in bad.items():
-        (tmp_path / "entry.py").write_text(content)
+        (tmp_path / "entry.py").write_text(f"COMBINE = 'vote'\n{content}\n")
         assert message in refused(capstone, tmp_path / "entry.py", "--quick")
     assert "no file" in refused(capstone, tmp_path / "none.py")
 

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import functools
 import json
 import math
 import os
@@ -21,31 +22,19 @@ import exercises.check as check
 import exercises.handout as handout
 import exercises.sandbox as sandbox
 import exercises.start as start
-import exercises.trees as trees
 import infer
 import train_submodel
-from exercises import FILES, ROOT, find, is_twist, load, points, source_of, table, tasks, title
-
-POSIX = pytest.mark.skipif(os.name != "posix", reason="process groups")
-
-
-def source(number, name):
-    """A right function's, as a student would write it."""
-    path, of_class = source_of(tasks(number)[name][0], number)
-    return ast.unparse(find(path, name, of_class)).replace("(self, ", "(")
+from exercises import FILES, ROOT, cuts, definition, find, is_twist, load, points, tasks, title
 
 
 def solution(number):
     """A student's file with the project's own bodies, and what they call of what is cut."""
-    code, _ = start.starter(number)
-    parts = [code.split("\n\n\n")[0].split("\ndef ")[0], "import math", "from attacks import *"]
-    parts += ["from functools import partial\nfrom itertools import chain\nimport attacks"]
-    parts += ["import sys\nassert __name__ in sys.modules  # where a dataclass looks"]
-    parts += ["from attacks import Iterator\nfrom baselines.plain import weights"]
-    for name, place in table(getattr(load(number), "CUT", "")):
-        if name not in tasks(number):
-            parts.append(ast.unparse(find(*source_of(place, number)[:1], name)))
-    parts += [source(number, name) for name in tasks(number)]
+    parts = [start.starter(number)[0].split("\n\n\n")[0], "import attacks, math, sys"]
+    parts += ["from attacks import *\nfrom attacks import Iterator\nfrom itertools import chain"]
+    parts += ["from functools import partial\nfrom baselines.plain import weights"]
+    parts += ["assert __name__ in sys.modules  # where a dataclass looks"]
+    parts += [ast.unparse(find(*cut)) for cut in cuts(number) if len(cut) == 2 and number != 2]
+    parts += [ast.unparse(definition(number, name)) for name in tasks(number)]
     if number == 8:
         parts.append(f"def sigma_of():\n    return {answers.reference(8)['sigma_of']()}")
     if number == 9:
@@ -58,6 +47,17 @@ def solution(number):
     return "\n\n".join(parts) + "\n"
 
 
+@functools.cache
+def code(folder):
+    return "\n".join(ast.unparse(ast.parse(path.read_text())) for path in folder.rglob("*.py"))
+
+
+def holds(folder, number, name):
+    """Does any file hold the end of a right function, if that could not be anybody's?"""
+    last = ast.unparse(definition(number, name).body[-1])
+    return len(last) > 30 and last in code(folder)
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """tree(number): what a student's process sees."""
@@ -65,7 +65,7 @@ def tree(tmp_path_factory):
 
     def of(number):
         if number not in made:
-            made[number] = trees.for_child(tmp_path_factory.mktemp("tree") / "copy", number)
+            made[number] = handout.for_child(tmp_path_factory.mktemp("tree") / "copy", number)
         return made[number]
 
     return of
@@ -82,13 +82,10 @@ def checked(tmp_path, tree):
     return of
 
 
-def judged(number, **functions):
-    """The points of these functions in the right ones' place, and the mistakes that are named."""
-    own = answers.reference(number) | functions
-    mine = answers.expected(number)[""].copy()
-    for name in functions:
-        mine |= answers.ask(number, own, name)
-    return check.earned_in(check.judge(number, mine)), check.mistakes(number, mine)
+def asked(number, name, function):
+    """What the right functions answer, but this one in the place of one of them."""
+    own = answers.reference(number) | {name: function}
+    return answers.expected(number)[""] | answers.ask(number, own, name)
 
 
 # ----------------------------------------------------------------------------- right and wrong ones
@@ -164,24 +161,21 @@ OTHERS = [  # right answers that are written otherwise
 
 @pytest.mark.parametrize("number, name, other", OTHERS)
 def test_other_right_answers_get_all_points_too(number, name, other):
-    mine = answers.expected(number)[""].copy()
-    own = answers.reference(number) | {name: other}
-    mine |= answers.ask(number, own, None if name in ("counterexample", "prediction") else name)
-    assert [why for *_, why in check.judge(number, mine) if why] == []
+    assert not any(why for *_, why in check.judge(number, asked(number, name, other)))
 
 
-@pytest.mark.parametrize("number, functions", [
-    (2, {"pgd": lambda m, x, y, e, *a, **k: pgd_by_mean(m, x, y, e / 2, *a, **k)}),
-    (2, {"pgd": lambda m, x, y, eps, a, s, **k: x}),
-    (1, {"ball": lambda x, eps: lambda z: z.clamp(x - eps / 2, x + eps / 2)}),
-    (3, {"margin_loss": lambda z, y: -one_hot_margin(z, y) / 2}),
-    (4, {"best_expert_loss": lambda l, s: -2.5 * torch.logsumexp(-l, 0)}),
-    (6, {"combine": lambda z, s: (s.argmin(0)[:, None] * z[0]).softmax(-1)}),
-    (11, {"difference": lambda a, b: (0.0, 1.0)}),
+@pytest.mark.parametrize("number, name, wrong", [
+    (1, "ball", lambda x, eps: lambda z: z.clamp(x - eps / 2, x + eps / 2)),
+    (2, "pgd", lambda m, x, y, e, *a, **k: pgd_by_mean(m, x, y, e / 2, *a, **k)),
+    (2, "pgd", lambda m, x, y, eps, a, s, **k: x),
+    (3, "margin_loss", lambda z, y: -one_hot_margin(z, y) / 2),
+    (4, "best_expert_loss", lambda l, s: -2.5 * torch.logsumexp(-l, 0)),
+    (11, "difference", lambda a, b: (0.0, 1.0)),
 ])  # fmt: skip
-def test_two_mistakes_at_once_and_unknown_ones_have_no_name(number, functions):
-    earned, names = judged(number, **functions)
-    assert earned < points(number) and names == []
+def test_two_mistakes_at_once_and_unknown_ones_have_no_name(number, name, wrong):
+    mine = asked(number, name, wrong)
+    assert check.earned_in(check.judge(number, mine)) < points(number)
+    assert check.mistakes(number, mine) == []
 
 
 @pytest.mark.parametrize("number", FILES)
@@ -228,10 +222,8 @@ HOSTILE = [
     "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'[{\"probe\": 1}\\n' * 10**6)\n"
     "    except OSError: pass\nraise SystemExit",
     "import numpy as np, torch\nnp.allclose = torch.allclose = lambda *a, **k: True",
-    "from exercises import reference\nglobals().update(vars(reference(1)))",
     "from exercises.answers import reference\nglobals().update(reference(1))",
     "from attacks import ball\nfrom exercises.ex01_ball import l2_ball",
-    "from attacks import ball",
     "def ball(:",
     "\0\1\2",
 ]
@@ -248,7 +240,7 @@ def test_hostile_files_get_nothing_and_leave_valid_results(content, tmp_path, mo
 
 
 @pytest.mark.slow
-@POSIX
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_what_a_student_s_file_starts_ends_with_it(tmp_path, tree):
     forever = f"import time\nwhile True: open(r'{tmp_path}/alive', 'w'); time.sleep(.1)"
     content = "import subprocess, sys, time\n"
@@ -262,15 +254,9 @@ def test_what_a_student_s_file_starts_ends_with_it(tmp_path, tree):
 
 @pytest.mark.parametrize("number", FILES)
 def test_a_student_s_process_sees_no_solution_of_its_exercise(number, tree):
-    seen = {path: path.read_text() for path in tree(number).rglob("*.py")}
-    names = {path.name for path in seen}
+    names = {path.name for path in tree(number).rglob("*.py")}
     assert not {"check.py", "handout.py", "capstone.py", "test_exercises.py"} & names
-    for name, (place, _) in tasks(number).items():
-        path, of_class = source_of(place, number)
-        last = ast.unparse(find(path, name, of_class).body[-1])
-        if len(last) > 30:
-            holders = [p for p, text in seen.items() if last in ast.unparse(ast.parse(text))]
-            assert not holders, name
+    assert not [name for name in tasks(number) if holds(tree(number), number, name)]
 
 
 @pytest.mark.slow
@@ -296,7 +282,7 @@ subprocess.Popen([sys.executable, "-c", daemon], start_new_session=True)
 raise ValueError("so far")
 """
     with sandbox.folder() as folder:  # pytest's own are for nobody else
-        place = trees.for_child(folder / "tree", 1)
+        place = handout.for_child(folder / "tree", 1)
         mine, _ = answers.student_answers(1, content.encode(), place, graded=True)
     assert all(text.endswith("ValueError: so far") for text in mine.values())
     assert not os.path.exists("/tmp/answers.npz") and not os.path.exists("/tmp/deep")
@@ -310,18 +296,12 @@ def test_what_is_no_exercise_is_one_line(script, tmp_path, refused):
         assert "no exercise" in refused(script, number, "--work", tmp_path)
 
 
-def test_the_results_replace_nothing_but_earlier_results(tmp_path, refused, capsys):
-    mine = tmp_path / "ex04.py"
-    mine.write_text("mine")
-    (tmp_path / "mine.json").write_text('{"mine": 1}')
-    (tmp_path / "link.json").symlink_to(mine)
-    for name in ("ex04.py", "mine.json", "link.json", "none/results.json"):
-        assert "--json" in refused(check, "5", "--work", tmp_path, "--json", tmp_path / name)
-    assert mine.read_text() == "mine"
-    for _ in range(2):
-        assert check.main(["5", "--work", str(tmp_path), "--json", str(tmp_path / "r.json")]) == 1
+def test_the_results_are_a_new_file_with_all_points_in_it(tmp_path, refused, capsys):
+    words = ["5", "--work", str(tmp_path), "--json", str(tmp_path / "r.json")]
+    assert check.main(words) == 1
     tests = json.loads((tmp_path / "r.json").read_text())["tests"]
     assert sum(test["max_score"] for test in tests) == points(5) and "person" in tests[-1]["output"]
+    assert "is there already" in refused(check, *words)
 
 
 @pytest.mark.slow
@@ -384,7 +364,7 @@ def test_what_exercise_9_says_of_its_model_is_measured():
     images |= {"under Square, 1,000 queries": attack["square"](model, x, y)}
     for name, x_adv in images.items():
         stated = float(told.split(name)[1].split("%")[0])
-        assert load(9).left(x_adv.numpy()) == pytest.approx(stated, abs=2)
+        assert load(9).left({"your attack": {"": x_adv.numpy()}}) == pytest.approx(stated, abs=2)
 
 
 # -------------------------------------------------------------------------------------- the handout
@@ -402,7 +382,6 @@ def handouts(tmp_path_factory):
 @pytest.mark.parametrize("unit", [1, 6])
 def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts, refused):
     assert "is there already" in refused(handout, "--unit", unit, "--out", handouts[unit])
-    texts = {p: ast.unparse(ast.parse(p.read_text())) for p in handouts[unit].rglob("*.py")}
     kept = {str(path.relative_to(handouts[unit])) for path in handouts[unit].rglob("*")}
     assert not [p for p in kept for word in ("test_", "lecturer", "capstone", ".git") if word in p]
     pages = [(handouts[unit] / name).read_text() for name in ("README.md", "exercises/README.md")]
@@ -411,10 +390,7 @@ def test_a_handout_holds_no_solution_of_its_unit_or_a_later_one(unit, handouts, 
     for number in FILES:
         for name, (place, _) in tasks(number).items():
             if number >= unit or is_twist(place):
-                path, of_class = source_of(place, number)
-                last = ast.unparse(find(path, name, of_class).body[-1])
-                if len(last) > 30:
-                    assert not [where for where, text in texts.items() if last in text], name
+                assert not holds(handouts[unit], number, name), name
 
 
 def run_in(folder, *words):
