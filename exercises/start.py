@@ -2,16 +2,18 @@
 
     python -m exercises.start 4           # writes work/ex04.py and work/ex04.txt
     python -m exercises.start 4 --work here
+    python -m exercises.start --notebook exercises.ipynb   # all of them, for Jupyter and Colab
 
 The signatures are cut out of the code itself, so that they never differ from it.
 """
 
 import ast
+import json
 import textwrap
 from pathlib import Path
 
-from exercises import FILES, chosen, definition, is_twist, load, points, tasks
-from support import options
+from exercises import FILES, chosen, definition, is_twist, load, points, tasks, title
+from support import files, options
 
 HEAD = """from collections.abc import Callable
 
@@ -51,12 +53,64 @@ def starter(number: int) -> tuple[str, str]:
     return "\n\n\n".join(parts) + "\n", words
 
 
+INTRODUCTION = """# The exercises
+
+For each exercise three cells: your functions, the question in words, the check with its picture.
+Run the first two again after each change: they write `work/exNN.py` and `work/exNN.txt`, over what
+stood there. What it is about: `exercises/README.md`."""
+SETUP = """# Where the project is. On Colab: upload its ZIP file in the panel on the left; in a cell, run
+#     !unzip -q PROJECT.zip -d soe
+import os
+from pathlib import Path
+
+from IPython.display import Image, display
+
+places = (Path.cwd(), Path.cwd().parent, *Path("soe").resolve().glob("**"))
+os.chdir(next(place for place in places if (place / "models.py").exists()))
+Path("work").mkdir(exist_ok=True)
+
+
+def picture(number):
+    path = Path(f"work/ex{number:02}.png")
+    if path.exists():
+        display(Image(path))"""
+
+
+def notebook() -> dict:
+    """All exercises, each in a cell to fill in, one for the question, and one that checks."""
+    cells = [("markdown", INTRODUCTION), ("code", SETUP)]
+    for number in FILES:
+        functions, words = starter(number)
+        cells.append(("markdown", f"## {title(number)}"))
+        cells.append(("code", f"%%writefile work/ex{number:02}.py\n{functions}"))
+        cells.append(("code", f"%%writefile work/ex{number:02}.txt\n{words}"))
+        cells.append(("code", f"!python -m exercises.check {number}\npicture({number})"))
+    made = []
+    for i, (kind, source) in enumerate(cells):
+        cell = {"cell_type": kind, "id": f"cell-{i:02}", "metadata": {}}
+        outputs = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        made.append(cell | outputs | {"source": source.strip().splitlines(keepends=True)})
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    format = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}}
+    return {"cells": made} | format
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(__doc__, prog="-m exercises.start")
-    parser.add_argument("number", metavar="N", help=f"of {', '.join(map(str, FILES))}")
-    parser.add_argument("--work", default="work", metavar="DIR", help="the student's folder")
+    add = parser.add_argument
+    add("number", nargs="?", metavar="N", help=f"of {', '.join(map(str, FILES))}")
+    add("--work", default="work", metavar="DIR", help="the student's folder")
+    add("--notebook", metavar="FILE", help="write a new notebook with all exercises instead")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
+        if bool(args.number) == bool(args.notebook):
+            raise ValueError("give the number of an exercise, or --notebook FILE")
+        if args.notebook:
+            files.check_new(Path(args.notebook), ".ipynb", "--notebook")
+            content = json.dumps(notebook(), indent=1, ensure_ascii=False) + "\n"
+            files.write(Path(args.notebook), content.encode())
+            print(f"wrote {args.notebook}")
+            return
         number = chosen(args.number)
         path = Path(args.work) / f"ex{number:02}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
-"""The notebook as it lies in the repository reads well unexecuted, and prints the same today."""
+"""The notebooks as they lie in the repository: one with its outputs, one to be filled in."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
+
+from exercises import start
 
 NOTEBOOK = Path(__file__).parent / "walkthrough.ipynb"
 
@@ -50,3 +52,10 @@ def test_the_walkthrough_prints_today_what_it_holds(monkeypatch):
     notebook = nbformat.read(NOTEBOOK, 4)
     client.NotebookClient(notebook, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()
     assert printed(notebook.cells) == printed(stored)
+
+
+def test_the_exercises_notebook_is_what_start_writes_today():
+    """If not: remove it, then python -m exercises.start --notebook notebooks/exercises.ipynb."""
+    stored = json.loads(NOTEBOOK.with_name("exercises.ipynb").read_text(encoding="utf-8"))
+    assert stored == start.notebook()
+    pytest.importorskip("nbformat").validate(stored)
