@@ -58,7 +58,8 @@ INTRODUCTION = """# The exercises
 For each exercise three cells: your functions, the question in words, the check with its picture.
 Run the first two again after each change: they write `work/exNN.py` and `work/exNN.txt`, over what
 stood there. What it is about: `exercises/README.md`."""
-SETUP = """# Where the project is. On Colab: upload its ZIP file in the panel on the left; in a cell, run
+SETUP = """
+# Where the project is. On Colab: upload its ZIP file in the panel on the left, then, in a cell:
 #     !unzip -q PROJECT.zip -d soe
 import os
 from pathlib import Path
