@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 import data
-from baselines.methods import METHODS, units_of_a_batch
 from experiments import figures, intervals, records, results, scaling, subset
 from experiments.fixtures import arrays, record_of
 from support import files
@@ -257,12 +256,3 @@ def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refuse
     assert two["predicted 1"] / one["predicted 1"] == pytest.approx(22 / 8)
     assert two["predicted 2"] / one["predicted 2"] == pytest.approx(16 / 8)
     assert "scaling.png" in refused(scaling, *flags)  # the files are there
-
-
-@pytest.mark.parametrize("M, S", [(1, 1), (2, 1), (3, 4)])
-def test_predicted_units_are_those_that_a_step_costs(M, S):
-    point = {"n": M, "steps": S, "batch_size": 1, "depth": 3}
-    counted = units_of_a_batch(METHODS["soe"], M, S)
-    assert counted == {stage: scaling.cost(stage, point, gathered=False) for stage in (1, 2)}
-    saved = counted[2] - scaling.cost(2, point, gathered=True)
-    assert saved == (S * (M - 2) if M > 1 else 0)  # backward passes of all but who answers
