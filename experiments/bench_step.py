@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from baselines.methods import METHODS, Method
 from baselines.models import build
-from experiments import results
+from experiments import machine, results
 from support import files, options, speed
 from train_submodel import Settings, TrainingLoss, sample_loss
 
@@ -210,9 +210,7 @@ def run(args: Namespace) -> None:
     s = settings_of(METHODS["soe"], precision=precision, compile=device.type == "cuda")
     content = {
         "command": vars(args),
-        "device": options.device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": options.versions(),
+        **machine(device),
         "settings": dict(vars(s)),
     }
     print(f"{content['device']}, {precision}, torch {torch.__version__}\n")

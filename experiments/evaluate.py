@@ -29,16 +29,15 @@ import data
 import infer
 from attacks import Attack, cross_entropy, in_batches, pgd, routes
 from baselines.models import SoftCollaboration
-from experiments import figures
+from experiments import figures, machine
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
-from experiments.transfer_set import load_transfer
+from experiments.transfer_set import TRANSFER, load_transfer
 from models import Collaboration, Ensemble, ask_experts
 from support import checkpoints, files, options
 from support.printing import percent, print_report
 
 ATTACKS = (*(name for name in attacks.ATTACKS if name != "adaptive"), "apgd", "adaptive")
 DECIDE = ("pgd", "apgd", "square", "adaptive")
-TRANSFER = ("transfer3", "transfer30")  # ready-made images, see transfer_set.py
 
 
 def attacks_at(
@@ -90,14 +89,14 @@ def measure(
     seeds: Sequence[int] = (0,),
 ) -> dict:
     """{"table": {row: {column: percent}}, "deviation": likewise, "specialisation": {column: ..},
-    "decided": .., "correct": {column: "0110.."}, "clean": {row: "0110.."}}.
+    "decided": .., "correct": {column: "0110.."}, "clean": {row: "0110.."}, "doubts": [..]}.
 
     Rows and columns are those of `infer.evaluate`; `transfer` adds columns of ready-made images
     [V, N, C, H, W]. The attacks are repeated from each seed: the table holds means, `deviation`
     standard deviations where there are several seeds, `specialisation` the last seed's. An image
     counts as correct for `worst` in all columns from all seeds. `decided` is what `who_decided`
-    returns. `correct` says which images the model has correct from all seeds, and `clean` which
-    ones each row has, for paired comparisons.
+    returns, `doubts` what `doubts` does. `correct` says which images the model has correct from all
+    seeds, and `clean` which ones each row has, for paired comparisons.
     """
     transfer, runs = transfer or {}, []
     transferred = correct_on_transferred(model.eval(), y, transfer)
@@ -125,6 +124,7 @@ def measure(
         "decided": who_decided(mine),
         "correct": {column: bits(correct) for column, correct in mine.items()},
         "clean": {row: bits(cells["clean"]) for row, cells in always.items()},
+        "doubts": doubts(model, x, y, table[model.row]),
     }
 
 
@@ -247,13 +247,14 @@ def run(args: Namespace) -> None:
     made_here = [name for name in names if name not in TRANSFER]
     if set(made_here) == {"adaptive"} and not (routes(model) or transfer):
         raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
-    folder, several = checkpoints.in_folder(args.checkpoint).parent, len(args.eps) > 1
     if args.out:
-        files.check_new(Path(args.out), ".json", "--out")
+        path = Path(args.out)
+        files.check_new(path, ".json", "--out")
+        files.check_new(path.with_suffix(".png"), ".png", "--out")
     else:
+        folder = checkpoints.in_folder(args.checkpoint).parent
         files.check_writable(folder)
-    if args.out and several:
-        files.check_new(Path(args.out).with_suffix(".png"), ".png", "--out")
+        path = files.new(folder, "attacks", ".json", ".png")
     if args.csv:
         files.check_new(Path(args.csv), ".csv", "--csv")
     (x, y), results = dataset.test_images(device, chosen), {}
@@ -261,22 +262,19 @@ def run(args: Namespace) -> None:
         columns = attacks_at(made_here, model, eps, args.steps, args.queries, args.rescale)
         seeds = range(args.seed, args.seed + args.seeds)
         result = measure(model, x, y, columns, transfer, seeds)
-        result["doubts"] = doubts(model, x, y, result["table"][model.row])
         print_report(result, model.row, len(x), eps, dataset.class_names)
         print_referee(result)
         results[eps] = result
-    path = Path(args.out) if args.out else files.new(folder, "attacks", ".json", ".png")
     content = {
         "command": vars(args),
         "row": model.row,
         "model": settings,
-        "versions": options.versions(),
-        "device": options.device_name(device),
+        **machine(device),
         "images": chosen.tolist(),
         "eps": results,
     }
     new = {}
-    if several:
+    if len(args.eps) > 1:
         lines = {eps: result["table"][model.row] for eps, result in results.items()}
         new[path.with_suffix(".png")] = figures.accuracy_by_eps(lines, model.row)
     if args.csv:

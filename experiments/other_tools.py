@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import data
 import infer
 from attacks import pgd, square
+from experiments import machine
 from experiments.autopgd import apgd
 from experiments.evaluate import DECIDE, attacks_at, measure
 from models import ask_experts
@@ -125,8 +126,7 @@ def run(args: Namespace) -> None:
         content = {
             "command": vars(args),
             "model": settings,
-            "versions": options.versions(),
-            "device": options.device_name(x.device),
+            **machine(x.device),
             "our worst": {"left": int(left.sum()), "images": len(left)},
             "rows": rows,
         }

@@ -118,7 +118,7 @@ def on_transferred(job: Namespace, args: Namespace) -> None:
         if not images.exists():
             surrogates = out / f"{dataset.name}-surrogates"
             transfer_set.main([*flags, f"--surrogates={surrogates}", f"--out={images}"])
-        flags += ["--attack", *claims.TRANSFER, f"--transfer={images}", f"--out={record}"]
+        flags += ["--attack", *transfer_set.TRANSFER, f"--transfer={images}", f"--out={record}"]
         with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
             evaluate.main([str(folder), *flags])
         print(f"{run.name}: attacked by {images}")

@@ -86,9 +86,8 @@ def test_claims_about_depth_are_those_of_table_4():
 
 
 def test_the_experts_of_table_2_are_compared_from_the_best_to_the_worst():
-    rows = {"expert 1": 40, "expert 2": 70, "expert 3": 60, "collaboration": 80}
-    clean = {row: f"{'1' * count:0<100}" for row, count in rows.items()}
-    runs = [run("soe", {"square": 50, "worst": 40}, clean=clean)]
+    clean = {f"expert {j}": f"{'1' * count:0<100}" for j, count in enumerate((40, 70, 60), 1)}
+    runs = [run("soe", {"clean": 80, "square": 50, "worst": 40}, clean=clean)]
     for start, difference in (("All experts are", 30), ("Together they", 10)):
         assert evidence_of(start, runs)[0].difference == pytest.approx(difference)
 

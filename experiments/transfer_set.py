@@ -36,6 +36,7 @@ from support.printing import percent
 SIZES = (3, 5, 8)  # members of the surrogates
 LOSSES = {"ce": cross_entropy, "cw": cw_loss}
 ARRAYS = ("images", "indices", "in_3")  # of the file
+TRANSFER = ("transfer3", "transfer30")  # the columns of a table: 3 variants, and all of them
 METHODS = ("pgd-1", "sgm", "di2", "pgd-2", "pgd-3")  # the first three are those of the 3 variants
 
 
@@ -144,7 +145,7 @@ def load_transfer(
     if count is not None and count > len(indices):
         raise ValueError(f"--images is {count}: {path} has {len(indices)} images")
     images = images[:, :count]
-    return indices[:count], {"transfer3": images[in_3], "transfer30": images}
+    return indices[:count], dict(zip(TRANSFER, (images[in_3], images)))
 
 
 def main(argv: list[str] | None = None) -> None:
