@@ -222,9 +222,7 @@ def run(args: Namespace) -> None:
     if args.ablate:
         content["ways"] = {name: [*stages.values()] for name, stages in seconds_of.items()}
     else:
-        hours = results.PAPER["table 1"]
         content["seconds"] = seconds_of
-        content["table 1"] = {n: hours[n] / hours["soe"] for n in seconds_of if n in hours}
     table = results.ways if args.ablate else results.steps
     print(table(pd.DataFrame({"record": [content]})))
     if args.out:

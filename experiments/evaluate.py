@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,11 @@ from torch import Tensor, nn
 import attacks
 import data
 import infer
-from attacks import Attack, cross_entropy, in_batches, pgd, routes
+from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
 from baselines.models import SoftCollaboration
 from experiments import figures, machine
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
+from experiments.intervals import images
 from experiments.transfer_set import TRANSFER, load_transfer
 from models import Collaboration, Ensemble, ask_experts
 from support import checkpoints, files, options
@@ -61,18 +63,10 @@ def attacks_at(
     return {name: known[name] for name in names if name != "adaptive" or routes(model)}
 
 
-def correct_on_transferred(
-    model: nn.Module, y: Tensor, transfer: dict[str, Tensor]
-) -> dict[str, dict[str, Tensor]]:
-    """{row: {column: which images are correct in every variant, bool [N]}}; transfer is {column:
-    variants [V, N, C, H, W]}."""
-    correct = {}
-    for column, variants in transfer.items():
-        of_each = [infer.correct_by_row(model, *ask_experts(model, z), y) for z in variants]
-        for row in of_each[0]:
-            always = torch.stack([rows[row] for rows in of_each]).all(0)
-            correct.setdefault(row, {})[column] = always
-    return correct
+def ready_made(transfer: dict[str, Tensor]) -> dict[str, Attack]:
+    """Of {column: variants [V, N, C, H, W]} of the same images, attacks that choose each one's
+    worst variant: an image is then correct only if every variant is."""
+    return {name: partial(worst_of, candidates=images) for name, images in transfer.items()}
 
 
 def bits(correct: Tensor) -> str:
@@ -85,35 +79,30 @@ def measure(
     x: Tensor,
     y: Tensor,
     attacks: dict[str, Attack],
-    transfer: dict[str, Tensor] | None = None,
     seeds: Sequence[int] = (0,),
 ) -> dict:
     """{"table": {row: {column: percent}}, "deviation": likewise, "specialisation": {column: ..},
-    "decided": .., "correct": {column: "0110.."}, "clean": {row: "0110.."}, "doubts": [..]}.
+    "correct": {column: "0110.."}, "clean": {row: "0110.."}, "doubts": what `doubts` returns}.
 
-    Rows and columns are those of `infer.evaluate`; `transfer` adds columns of ready-made images
-    [V, N, C, H, W]. The attacks are repeated from each seed: the table holds means, `deviation`
-    standard deviations where there are several seeds, `specialisation` the last seed's. An image
-    counts as correct for `worst` in all columns from all seeds. `decided` is what `who_decided`
-    returns, `doubts` what `doubts` does. `correct` says which images the model has correct from all
-    seeds, and `clean` which ones each row has, for paired comparisons.
+    Rows and columns are those of `infer.evaluate`. The attacks are repeated from each seed: the
+    table holds means, `deviation` standard deviations where there are several seeds,
+    `specialisation` the last seed's. An image counts as correct for `worst` in all columns from all
+    seeds. `correct` says which images the model has correct from all seeds, and `clean` which ones
+    each expert and the vote have, for paired comparisons.
     """
-    transfer, runs = transfer or {}, []
-    transferred = correct_on_transferred(model.eval(), y, transfer)
+    runs, table, deviation, always = [], {}, {}, {}
     for seed in seeds:
         torch.manual_seed(seed)
         correct, division = infer.judge(model, x, y, attacks)
-        runs.append({row: cells | transferred.get(row, {}) for row, cells in correct.items()})
-    table, deviation, always = {}, {}, {}
-    for row, cells in runs[0].items():
-        columns = [c for c in ("clean", *attacks, *transfer, "own") if c in cells]
+        runs.append(correct)
+    for row, columns in runs[0].items():
         percents = {c: [percent(run[row][c]) for run in runs] for c in columns}
         table[row] = {c: statistics.mean(values) for c, values in percents.items()}
         if len(runs) > 1:
             deviation[row] = {c: statistics.stdev(values) for c, values in percents.items()}
         always[row] = {c: torch.stack([run[row][c] for run in runs]).all(0) for c in columns}
     mine = always[model.row]
-    if attacks or transfer:
+    if attacks:
         mine["worst"] = torch.stack(list(mine.values())).all(0)
         table[model.row]["worst"] = percent(mine["worst"])
     mine.pop("own", None)  # a column of the table alone
@@ -121,9 +110,8 @@ def measure(
         "table": table,
         "deviation": deviation,
         "specialisation": division,
-        "decided": who_decided(mine),
         "correct": {column: bits(correct) for column, correct in mine.items()},
-        "clean": {row: bits(cells["clean"]) for row, cells in always.items()},
+        "clean": {r: bits(always[r]["clean"]) for r in always if r not in (model.row, "any")},
         "doubts": doubts(model, x, y, table[model.row]),
     }
 
@@ -131,12 +119,12 @@ def measure(
 # ---------------------------------------------------------------------------------- the referee
 
 
-def who_decided(correct: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+def who_decided(correct: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
     """{attack: {"took": how many of the images that are correct clean it took, "alone": how many of
-    them no other attack took}}; correct is {column: bool [N]}."""
+    them no other attack took}}; correct is {column: 0 or 1 for each image, [N]}."""
     names = [name for name in correct if name not in ("clean", "worst")]
-    taken = {name: correct["clean"] & ~correct[name] for name in names}
-    takers = sum(images.int() for images in taken.values())  # how many attacks took each image, [N]
+    taken = {name: correct["clean"] > correct[name] for name in names}
+    takers = sum(taken.values())  # how many attacks took each image, [N]
     return {
         name: {"took": int(images.sum()), "alone": int((images & (takers == 1)).sum())}
         for name, images in taken.items()
@@ -169,12 +157,12 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor, table: dict[str, float]) -> l
 
 
 def print_referee(result: dict) -> None:
-    """Prints what `who_decided` and `doubts` have returned, and what ± means in the table."""
+    """Prints what `who_decided` and `doubts` return, and what ± means in the table."""
     if result["deviation"]:
         print("\n±: the standard deviation over the seeds of the attacks, of one trained model")
-    if result["decided"]:
-        parts = [f"{name} {n['took']} ({n['alone']})" for name, n in result["decided"].items()]
-        print(f"\nImages taken (by this attack alone): {', '.join(parts)}")
+    taken = who_decided({column: images([of])[0] for column, of in result["correct"].items()})
+    parts = [f"{name} {n['took']} ({n['alone']})" for name, n in taken.items()]
+    print(f"\nImages taken (by this attack alone): {', '.join(parts)}")
     for doubt in result["doubts"]:
         print(f"Doubtful: {doubt}.")
 
@@ -261,7 +249,7 @@ def run(args: Namespace) -> None:
     for eps in args.eps:
         columns = attacks_at(made_here, model, eps, args.steps, args.queries, args.rescale)
         seeds = range(args.seed, args.seed + args.seeds)
-        result = measure(model, x, y, columns, transfer, seeds)
+        result = measure(model, x, y, columns | ready_made(transfer), seeds)
         print_report(result, model.row, len(x), eps, dataset.class_names)
         print_referee(result)
         results[eps] = result

@@ -32,6 +32,7 @@ from experiments.claims import (
     select,
     trapped,
 )
+from experiments.evaluate import who_decided
 from experiments.intervals import interval
 from experiments.records import NAMES, by_title, frame, matching, measurements, paired, trained_as
 from experiments.transfer_set import TRANSFER
@@ -108,8 +109,8 @@ def routing(runs: pd.DataFrame) -> str:
 def decided(runs: pd.DataFrame) -> str:
     """Of all seeds together, the images that each attack took, and that no other took."""
     ((_, runs),), rows = by_title(runs), []
-    for method, record in zip(runs["method"], runs["record"]):
-        for attack, counts in record["decided"].items():
+    for method, correct in zip(runs["method"], runs["correct"]):
+        for attack, counts in who_decided(correct).items():
             rows.append({"method": method, "attack": attack, **counts})
     total = pd.DataFrame(rows).groupby(["method", "attack"], sort=False).sum().astype(str)
     cells = (total["took"] + " (" + total["alone"] + ")").unstack(sort=False)
@@ -155,10 +156,10 @@ def steps(runs: pd.DataFrame) -> str:
     """Table 1: time of a training step; a file of experiments.bench_step."""
     (record,) = runs["record"]
     seconds = pd.DataFrame(record["seconds"]).T.add_prefix("stage ")
-    mean, hours = seconds.mean(axis=1), pd.Series(record["table 1"])
+    paper = pd.Series(PAPER["table 1"]).drop(["place", "what"])
     cells = seconds.map(duration, na_action="ignore")
-    cells["mean / SoE's"] = (mean / mean["soe"]).map("{:.2f}".format)
-    cells["hours of Table 1 / SoE's"] = hours.map("{:.2f}".format, na_action="ignore")
+    for name, times in {"mean": seconds.mean(axis=1), "hours of Table 1": paper}.items():
+        cells[f"{name} / SoE's"] = (times / times["soe"]).map("{:.2f}".format)
     return table(cells)
 
 

@@ -14,6 +14,7 @@ import data
 import infer
 from experiments import evaluate
 from experiments.fixtures import interrupt
+from experiments.intervals import images
 from models import Ensemble
 
 
@@ -58,7 +59,7 @@ def test_it_says_which_attack_took_how_many_images_and_how_many_alone(
     square, pgd_alone, square_took
 ):
     columns = {"clean": "111110", "pgd": "110010", "square": square, "worst": "100010"}
-    correct = {name: torch.tensor([b == "1" for b in bits]) for name, bits in columns.items()}
+    correct = {name: images([bits])[0] for name, bits in columns.items()}
     assert evaluate.who_decided(correct) == {
         "pgd": {"took": 2, "alone": pgd_alone},
         "square": {"took": square_took, "alone": min(square_took, 1)},

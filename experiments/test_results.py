@@ -128,7 +128,7 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     assert plain[-5:-2] == ["-", "50.0 ± 0.0", "+0.0 ± 0.0"]
     _, of_soe = rows(results.routing(of_title))  # nobody answers alone in the other
     assert of_soe == ["soe", "4.0 ± 0.0", "50.0 ± 0.0", "25.0 ± 0.0", "75.0 ± 0.0", "75.0 ± 0.0"]
-    assert rows(results.decided(of_title))[1] == ["soe", "4 (2)"]
+    assert rows(results.decided(of_title))[1] == ["soe", "4 (0)", "8 (4)"]
 
 
 def test_a_run_that_two_records_tell_of_is_refused():

@@ -94,7 +94,8 @@ def test_a_transfer_set_has_30_variants_inside_the_ball(images):
 @pytest.mark.slow
 def test_an_image_counts_only_if_every_variant_is_correct(images):
     model, x, y, variants = images
-    cells = evaluate.measure(model, x, y, {}, variants)["table"]["collaboration"]
+    attacks = evaluate.ready_made(variants)
+    cells = evaluate.measure(model, x, y, attacks)["table"]["collaboration"]
     for column, x_adv in variants.items():
         correct = torch.stack([model(variant).argmax(1) == y for variant in x_adv])
         assert cells[column] == percent(correct.all(0))
