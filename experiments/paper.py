@@ -114,10 +114,10 @@ def on_transferred(job: Namespace, args: Namespace) -> None:
             continue
         images = out / f"{dataset.name}-eps{run.eps:g}.npz"
         flags = [f"--data={job.data}", f"--eps={run.eps:g}", f"--device={job.device}"]
-        flags += [f"--images={min(job.images, len(dataset.x_test))}"]
         if not images.exists():
             surrogates = out / f"{dataset.name}-surrogates"
-            transfer_set.main([*flags, f"--surrogates={surrogates}", f"--out={images}"])
+            made = [f"--images={job.images}", f"--surrogates={surrogates}", f"--out={images}"]
+            transfer_set.main([*flags, *made])
         flags += ["--attack", *transfer_set.TRANSFER, f"--transfer={images}", f"--out={record}"]
         with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
             evaluate.main([str(folder), *flags])

@@ -237,23 +237,3 @@ def test_the_routing_attacks_fit_the_scores_at_hand():
     misroutes = [loss.keywords for loss in losses[1:]]
     assert [misroute["j"] for misroute in misroutes] == [0, 1, 2]
     assert misroutes[0]["scale"] == pytest.approx(margin / gap)
-
-
-def test_square_queries_only_images_that_are_still_correct_in_full_batches():
-    sizes, asked = [], []
-
-    def model(z):  # wrong where the image is bright at all
-        sizes.append(len(z))
-        return torch.stack([0.53 - z.flatten(1).mean(1), z.flatten(1).mean(1) - 0.53], 1)
-
-    def loss(logits, y):  # of all images that one query asks about
-        asked.append(len(y))
-        return attacks.margin_loss(logits, y)
-
-    x, y = torch.full((25, 1, 8, 8), 0.5), torch.zeros(25, dtype=torch.long)
-    x[:5] = 0.9
-    torch.manual_seed(0)
-    square(model, x, y, eps=0.1, n_queries=60, loss=loss, batch_size=10)
-    assert asked[:2] == [25, 20] and asked[1:] == sorted(asked[1:], reverse=True)
-    assert 1 < len(asked) < 61 and asked[-1] < 20  # it ends when all are fooled
-    assert sizes == [min(10, n - start) for n in asked for start in range(0, n, 10)]

@@ -199,14 +199,13 @@ def test_images_of_other_networks_are_made_once_for_an_eps(tiny, tmp_path, monke
         calls.append(flags)
         Path(flags[-1].removeprefix("--out=")).write_text("{}")
 
-    monkeypatch.setitem(paper.SCALES, "digits", tiny._replace(images=1000))
     monkeypatch.setattr(paper.transfer_set, "main", write)
     monkeypatch.setattr(paper.evaluate, "main", write)
     monkeypatch.setattr(paper, "show", lambda *_: None)
     for _ in range(2):
         paper_at(tmp_path, "figure2")
     made, *attacked = calls
-    assert "--images=360" in made and made[-1].endswith(".npz")  # there are no more images
+    assert "--images=20" in made and made[-1].endswith(".npz")
     assert len(attacked) == 2 == len({flags[0] for flags in attacked})
 
 
