@@ -103,15 +103,6 @@ def test_an_evaluation_repeats_by_its_seed_and_overwrites_nothing(small_run):
     assert first["eps"].keys() == {"0.1"}  # the checkpoint's
 
 
-def test_the_results_are_the_last_file_that_is_written(small_run, monkeypatch):
-    """So a process that is killed before leaves no sign of an end."""
-    written, out = [], str(small_run / "a.json")
-    monkeypatch.setattr(evaluate.files, "write", lambda path, _: written.append(path.name))
-    flags = "--attack fgsm --eps 0.1 0.2 --images 9 --csv".split()
-    evaluate.main([str(small_run), *flags, str(small_run / "a.csv"), "--out", out])
-    assert written == ["a.png", "a.csv", "a.json"]
-
-
 def test_a_part_of_the_model_is_attacked_alone(small_run, capsys):
     for part, row in (("vote", "vote"), ("2", "collaboration")):
         evaluate.main([str(small_run), "--part", part, "--steps", "2"])

@@ -24,9 +24,7 @@ def test_the_tables_of_the_texts_are_those_of_the_json_files(path):
 def folder(tmp_path, monkeypatch):
     """An empty folder in the place of results/."""
     monkeypatch.setattr(records, "RESULTS", tmp_path)
-    records.lines.cache_clear()
-    yield tmp_path
-    records.lines.cache_clear()
+    return tmp_path
 
 
 def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(folder, monkeypatch):
