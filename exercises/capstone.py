@@ -38,7 +38,7 @@ from exercises import HERE, ROOT, sandbox, trees
 from exercises.answers import read_answers
 from exercises.check import submitted
 from exercises.entry import BATCH, EPS, settings_of
-from experiments.evaluate import DECIDE, attacks_at, measure, ready_made
+from experiments.evaluate import DECIDE, attacks_at, measure
 from experiments.intervals import paired_difference
 from support import checkpoints, files, options
 from support.printing import percent
@@ -102,10 +102,11 @@ def other_entries(entry: Path) -> dict[str, list[nn.Module]]:
 def attacked(model: nn.Module, others: list[nn.Module], x: Tensor, y: Tensor) -> dict:
     """`evaluate.measure` of an entry's model on test images, also on those that PGD makes against
     the others' models: x [N, C, H, W], y [N]."""
-    attacks = attacks_at(DECIDE, model, EPS, 20, 1000)
+    transfer = {}
     if others:
         images = [attacks_at(["pgd"], other, EPS)["pgd"](other, x, y) for other in others]
-        attacks |= ready_made({"transfer": torch.stack(images)})
+        transfer["transfer"] = torch.stack(images)
+    attacks = attacks_at([*DECIDE, *transfer], model, EPS, 20, 1000, transfer=transfer)
     return measure(model, x, y, attacks)
 
 

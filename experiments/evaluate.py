@@ -49,8 +49,10 @@ def attacks_at(
     steps: int = 100,
     queries: int = 1000,
     rescale: bool = True,
+    transfer: dict[str, Tensor] | None = None,
 ) -> dict[str, Attack]:
-    """{name: fn(model, x, y) -> x_adv, each image's worst point} for these names of ATTACKS.
+    """{name: fn(model, x, y) -> x_adv, each image's worst point} for these names of ATTACKS, and of
+    `transfer`, {name: ready-made variants [V, N, C, H, W] of x}: the worst variant.
 
     `steps` are AutoPGD's, also inside `adaptive`; all other gradient attacks have 20. `queries` and
     `rescale` are Square's. `adaptive` is left out where no score counts: there it would be AutoPGD
@@ -60,13 +62,8 @@ def attacks_at(
     known["square"] = partial(known["square"], rescale=rescale)
     known["apgd"] = in_batches(partial(auto_pgd, eps=eps, steps=steps))
     known["adaptive"] = in_batches(partial(adaptive_auto_pgd, eps=eps, steps=steps))
+    known |= {name: partial(worst_of, candidates=z) for name, z in (transfer or {}).items()}
     return {name: known[name] for name in names if name != "adaptive" or routes(model)}
-
-
-def ready_made(transfer: dict[str, Tensor]) -> dict[str, Attack]:
-    """Of {column: variants [V, N, C, H, W]} of the same images, attacks that choose each one's
-    worst variant: an image is then correct only if every variant is."""
-    return {name: partial(worst_of, candidates=images) for name, images in transfer.items()}
 
 
 def bits(correct: Tensor) -> str:
@@ -191,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     add, count = parser.add_argument, options.count
     add("checkpoint", metavar="RUN", help="a run's folder, or its model.pt")
     add("--eps", type=options.radius, nargs="+", help="attack radii (default: the checkpoint's)")
-    names = [*ATTACKS, *TRANSFER, "all"]
+    names = [*ATTACKS, *TRANSFER]
     choice = f"of {', '.join(names)} (default: {' '.join(DECIDE)})"
     add("--attack", nargs="+", choices=names, metavar="NAME", default=DECIDE, help=choice)
     add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
@@ -228,12 +225,10 @@ def run(args: Namespace) -> None:
         chosen, transfer = load_transfer(args.transfer, dataset, args.eps, args.images)
     else:
         chosen, transfer = dataset.choose_test_images(args.images or data.MAX_IMAGES), {}
-    names = [*ATTACKS, *transfer] if "all" in args.attack else args.attack
-    if missing := [name for name in names if name in TRANSFER and name not in transfer]:
-        raise ValueError(f"{missing[0]} needs --transfer FILE, from experiments/transfer_set.py")
-    transfer = {name: images.to(device) for name, images in transfer.items() if name in names}
-    made_here = [name for name in names if name not in TRANSFER]
-    if set(made_here) == {"adaptive"} and not (routes(model) or transfer):
+    if missing := set(args.attack) & set(TRANSFER) - set(transfer):
+        raise ValueError(f"{min(missing)} needs --transfer FILE, from experiments/transfer_set.py")
+    transfer = {name: images.to(device) for name, images in transfer.items()}
+    if set(args.attack) == {"adaptive"} and not routes(model):
         raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
     if args.out:
         path = Path(args.out)
@@ -247,20 +242,13 @@ def run(args: Namespace) -> None:
         files.check_new(Path(args.csv), ".csv", "--csv")
     (x, y), results = dataset.test_images(device, chosen), {}
     for eps in args.eps:
-        columns = attacks_at(made_here, model, eps, args.steps, args.queries, args.rescale)
-        seeds = range(args.seed, args.seed + args.seeds)
-        result = measure(model, x, y, columns | ready_made(transfer), seeds)
+        schedule = args.steps, args.queries, args.rescale
+        columns = attacks_at(args.attack, model, eps, *schedule, transfer)
+        result = measure(model, x, y, columns, range(args.seed, args.seed + args.seeds))
         print_report(result, model.row, len(x), eps, dataset.class_names)
         print_referee(result)
         results[eps] = result
-    content = {
-        "command": vars(args),
-        "row": model.row,
-        "model": settings,
-        **machine(device),
-        "images": chosen.tolist(),
-        "eps": results,
-    }
+    content = {"command": vars(args), "row": model.row, "model": settings, **machine(device)}
     new = {}
     if len(args.eps) > 1:
         lines = {eps: result["table"][model.row] for eps, result in results.items()}
@@ -268,7 +256,8 @@ def run(args: Namespace) -> None:
     if args.csv:
         tables = {eps: pd.DataFrame(result["table"]).T for eps, result in results.items()}
         new[Path(args.csv)] = pd.concat(tables, names=["eps", "row"]).to_csv().encode()
-    new[path] = json.dumps(content, indent=1).encode()  # last, as a sign that all is there
+    # last, as a sign that all is there
+    new[path] = json.dumps(content | {"eps": results}, indent=1).encode()
     print()
     for file, written in new.items():
         files.write(file, written)

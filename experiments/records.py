@@ -4,7 +4,7 @@ experiments.compare, and results/attacks.jsonl one for each model and eps of exp
     python -m experiments.records runs/compare/*.json --name compare    # appends these files
 
 A line has the name of its file, "compare/digits-soe-...-seed0.json", by which the marks in the
-texts choose. It leaves out who answers under attack, and which images were chosen.
+texts choose. It leaves out who answers under attack.
 
 `frame` makes one pandas table of records; every table, figure and claim is made of that.
 """
@@ -226,7 +226,6 @@ def append(paths: list[Path], name: str) -> int:
                 raise ValueError(f"{path} was written by neither compare nor evaluate")
             clean = {k: v for k, v in record["specialisation"].items() if k == "clean"}
             line = {"file": None} | record | {"file": key, "specialisation": clean}
-            line.pop("images", None)
             text = json.dumps(line, separators=(",", ":"))
             new[RUNS if "method" in record else ATTACKS].append(f"{text}\n")
     for store, texts in new.items():

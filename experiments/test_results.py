@@ -47,7 +47,7 @@ def test_records_keep_what_a_file_says_to_the_last_bit(folder, tmp_path_factory)
     model = {"command": {"part": None}, "model": run["settings"] | {"method": "soe"}}
     results = {"0.1": of_eps, "0.2": of_eps | {"doubts": ["?"]}}
     (new / "run.json").write_text(json.dumps(run))
-    (new / "attacked.json").write_text(json.dumps(model | {"images": [3, 1], "eps": results}))
+    (new / "attacked.json").write_text(json.dumps(model | {"eps": results}))
     assert records.append(sorted(new.iterdir()), "set") == 3
     *of_model, stored = records.matching("set/*.json")
     assert stored == run | {"name": "set/run.json", "file": "results/runs.jsonl#L1"}
