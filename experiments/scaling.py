@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from baselines.methods import METHODS
-from experiments import bench_step, figures
+from experiments import bench_step, figures, machine
 from experiments.compare import units_of_a_batch
 from support import files, options
 from support.printing import duration
@@ -84,9 +84,8 @@ def run(args: Namespace) -> None:
     files.check_new(picture, ".png", "--out")
     files.check_new(table_file, ".json", "--out")
     base, gathered, tables = BASE[device.type], device.type == "cpu", {}
-    header = f"{options.device_name(device)}, {options.best_precision(device)}"
-    header += f", torch {torch.__version__}"
-    print(f"{header}; 3 x 32 x 32, {base}. In brackets: what the passes predict.")
+    precision, measured_on = options.best_precision(device), machine(device)
+    print(f"{measured_on['device']}, {precision}; 3 x 32 x 32, {base}. In brackets: as predicted.")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         at_base = pool.apply(measure, (base, str(device), args.repeats))
         for axis, (name, values) in AXES.items():
@@ -102,7 +101,8 @@ def run(args: Namespace) -> None:
                     line += f", stage {stage} {duration(seconds)} ({duration(predicted)})"
                 print(line, flush=True)
                 tables.setdefault(name, {})[value] = measured
-    content = {"command": vars(args), "device": header, "base": base, "tables": tables}
+    content = {"command": vars(args), **measured_on, "precision": precision}
+    content |= {"base": base, "tables": tables}
     files.write(picture, figures.scaling(tables))
     files.write(table_file, json.dumps(content, indent=1).encode())
     print(f"Wrote {picture} and {table_file}")
