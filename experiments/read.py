@@ -59,8 +59,7 @@ def diagram(text: str) -> str:
     for line in re.sub(r'\[".*?"\]', "", text).splitlines():  # a & b --> c & d
         groups = [re.findall(r"\w+", group) for group in line.split("-->")]
         solid += [(a, b) for left, right in pairwise(groups) for a in left for b in right]
-    labels = {box: box for pair in solid for box in pair}
-    labels |= dict(re.findall(r'(\w+)\["(.*?)"\]', text))
+    labels = dict(re.findall(r'(\w+)\["(.*?)"\]', text))
     column = dict.fromkeys(labels, 0)
     for _ in labels:
         column |= {b: max(column[b], column[a] + 1) for a, b in solid}

@@ -201,13 +201,14 @@ def test_a_subset_that_cannot_be_is_refused(part_of, tmp_path, refused):
 def test_scaling_measures_and_predicts_every_point(tmp_path, monkeypatch, refused):
     small = {"n": 1, "batch_size": 4, "depth": 8, "steps": 1}
     monkeypatch.setitem(scaling.BASE, "cpu", small)
-    monkeypatch.setattr(scaling, "AXES", {"n": ("M, experts", (1, 2))})
+    monkeypatch.setattr(scaling, "AXES", {"n": ("M, experts", (1, 3))})
     flags = ["--repeats", "1", "--device", "cpu", "--out", str(tmp_path / "scaling.png")]
     scaling.main(flags)
     table = json.loads((tmp_path / "scaling.json").read_text())["tables"]["M, experts"]
-    assert list(table) == ["1", "2"] and (tmp_path / "scaling.png").stat().st_size
-    one, two = table["1"], table["2"]
+    assert list(table) == ["1", "3"] and (tmp_path / "scaling.png").stat().st_size
+    one, three = table["1"], table["3"]
     assert one["predicted 1"] == pytest.approx(one["stage 1"])  # the base, to which all is scaled
-    assert two["predicted 1"] / one["predicted 1"] == pytest.approx(22 / 8)
-    assert two["predicted 2"] / one["predicted 2"] == pytest.approx(16 / 8)
+    assert three["predicted 1"] / one["predicted 1"] == pytest.approx(42 / 8)
+    # 24 units, less the backward pass of one expert: the attack asks 3 and differentiates 1
+    assert three["predicted 2"] / one["predicted 2"] == pytest.approx(23 / 8)
     assert "scaling.png" in refused(scaling, *flags)  # the files are there
