@@ -31,7 +31,7 @@ from exercises import HERE, ROOT, handout, sandbox
 from exercises.answers import read_answers
 from exercises.check import submitted
 from exercises.entry import BATCH, EPS, settings_of
-from experiments.evaluate import DECIDE, attacks_at, doubts, measure
+from experiments.evaluate import DECIDE, attacks_at, measure
 from experiments.intervals import paired_difference
 from support import checkpoints, files, options
 
@@ -96,13 +96,13 @@ def other_entries(entry: Path) -> dict[str, list[nn.Module]]:
 
 def attacked(model: nn.Module, others: list[nn.Module], x: Tensor, y: Tensor) -> dict:
     """`evaluate.measure` of an entry's model on test images, also on those that PGD makes against
-    the others' models, and `evaluate.doubts`: x [N, C, H, W], y [N]."""
+    the others' models: x [N, C, H, W], y [N]."""
     transfer = {}
     if others:
         images = [attacks_at(["pgd"], other, EPS)["pgd"](other, x, y) for other in others]
         transfer["transfer"] = torch.stack(images)
-    measured = measure(model, x, y, attacks_at(DECIDE, model, EPS, 20, 1000), transfer)
-    return measured | {"doubts": doubts(model, x, y, measured["table"][model.row])}
+    attacks = attacks_at([*DECIDE, *transfer], model, EPS, 20, 1000, transfer=transfer)
+    return measure(model, x, y, attacks)
 
 
 def judge(entry: Path, folds: int, budget: int, graded: bool) -> tuple[dict, list[dict]]:

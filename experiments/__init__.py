@@ -3,6 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from support import options
+
+
+def machine(device: torch.device) -> dict:
+    """What every record says of where it was measured."""
+    name, threads = options.device_name(device), torch.get_num_threads()
+    return {"device": name, "threads": threads, "versions": options.versions()}
+
 
 def train_or_resume(
     main: Callable[[list[str]], None],

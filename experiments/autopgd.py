@@ -47,9 +47,8 @@ def apgd(
     eps: float,
     steps: int,
     loss: Loss = cross_entropy,
-    random_start: bool = True,
 ) -> Tensor:
-    """AutoPGD, their Algorithm 1: no step size to choose.
+    """AutoPGD, their Algorithm 1, from a random start: no step size to choose.
 
     The step starts at 2 eps. A checkpoint halves it, and restarts from the best point, for each
     image whose loss rose in fewer than 3/4 of the steps since the last checkpoint, or whose best
@@ -72,9 +71,8 @@ def apgd(
     def where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.where(mask[:, None, None, None], a, b)
 
-    if random_start:
-        ask(x)  # the clean image is a candidate too
-    z = project(x + eps * (2 * torch.rand_like(x) - 1)) if random_start else x
+    ask(x)  # the clean image is a candidate too
+    z = project(x + eps * (2 * torch.rand_like(x) - 1))
     before, (value, grad) = z, ask(z)
     best, best_z, best_grad = value, z, grad
     eta = torch.full_like(value, 2 * eps)  # [B]

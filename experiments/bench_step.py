@@ -16,7 +16,6 @@ plainly and 78 here, or 68 on a CPU, where the attack differentiates the answeri
 import json
 import statistics
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from baselines.methods import METHODS, Method
 from baselines.models import build
-from experiments import results
+from experiments import machine, results
 from support import files, options, speed
 from train_submodel import Settings, TrainingLoss, sample_loss
 
@@ -199,39 +198,26 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", metavar="FILE", help="also write the times to this .json file")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        run(args)
-
-
-def run(args: Namespace) -> None:
-    """What `main` does, once the arguments are parsed. Raises ValueError."""
-    device = options.pick_device(args.device)
-    if args.out:
-        files.check_new(Path(args.out), ".json", "--out")
-    precision = options.best_precision(device)
-    s = settings_of(METHODS["soe"], precision=precision, compile=device.type == "cuda")
-    content = {
-        "command": vars(args),
-        "device": options.device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": options.versions(),
-        "settings": dict(vars(s)),
-    }
-    print(f"{content['device']}, {precision}, torch {torch.__version__}\n")
-    x, y = random_batch(s, device)
-    times = (ablation if args.ablate else times_of_methods)(s, x, y, args.repeats)
-    seconds_of = {name: {} for name, _ in times}
-    for (name, stage), median in times.items():
-        seconds_of[name][stage] = median
-    if args.ablate:
-        content["ways"] = {name: [*stages.values()] for name, stages in seconds_of.items()}
-    else:
-        hours = results.PAPER["table 1"]
-        content["seconds"] = seconds_of
-        content["table 1"] = {n: hours[n] / hours["soe"] for n in seconds_of if n in hours}
-    table = results.ways if args.ablate else results.steps
-    print(table(pd.DataFrame({"record": [content]})))
-    if args.out:
-        files.write(Path(args.out), json.dumps(content).encode())
+        device = options.pick_device(args.device)
+        if args.out:
+            files.check_new(Path(args.out), ".json", "--out")
+        precision = options.best_precision(device)
+        s = settings_of(METHODS["soe"], precision=precision, compile=device.type == "cuda")
+        content = {"command": vars(args), **machine(device), "settings": dict(vars(s))}
+        print(f"{content['device']}, {precision}, torch {torch.__version__}\n")
+        x, y = random_batch(s, device)
+        times = (ablation if args.ablate else times_of_methods)(s, x, y, args.repeats)
+        seconds_of = {name: {} for name, _ in times}
+        for (name, stage), median in times.items():
+            seconds_of[name][stage] = median
+        if args.ablate:
+            content["ways"] = {name: [*stages.values()] for name, stages in seconds_of.items()}
+        else:
+            content["seconds"] = seconds_of
+        table = results.ways if args.ablate else results.steps
+        print(table(pd.DataFrame({"record": [content]})))
+        if args.out:
+            files.write(Path(args.out), json.dumps(content).encode())
 
 
 if __name__ == "__main__":

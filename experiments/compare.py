@@ -35,8 +35,8 @@ import data
 import infer
 from baselines import methods
 from baselines.methods import Method
-from experiments import records, soft_synergy, train_or_resume
-from experiments.evaluate import ATTACKS, DECIDE, attacks_at, doubts, measure
+from experiments import machine, records, soft_synergy, train_or_resume
+from experiments.evaluate import ATTACKS, DECIDE, attacks_at, measure
 from experiments.results import accuracy, comparison, signed, table
 from experiments.soft_synergy import SoftSettings, soft_loss
 from models import ResNet
@@ -125,22 +125,18 @@ def evaluate(run: Run, args: Namespace, dataset: data.Data) -> dict:
     x, y = dataset.test_images(args.device, dataset.choose_test_images(args.images))
     eps = settings["eps"]
     attacks = attacks_at(args.attack, model, eps, args.steps, args.queries) if eps else {}
-    result = measure(model, x, y, attacks)
     stages = units_of_a_batch(run.method, settings["n"], settings["steps"], eps)
     units = sum(stages[stage] * epochs for stage, epochs in settings["stage_epochs"].items())
     return {
         "method": run.method,
         "command": run.command,
-        "threads": torch.get_num_threads(),
-        "device": options.device_name(torch.device(args.device)),
+        **machine(torch.device(args.device)),
         "trained_on": sorted({epoch.get("device", "?") for epoch in checkpoint["history"]}),
-        "versions": options.versions(),
         "settings": settings | {"out": None},
         "evaluation": evaluation(args, dataset),
         "units": units * settings["steps_per_epoch"],
         "row": model.row,
-        "doubts": doubts(model, x, y, result["table"][model.row]),
-        **result,
+        **measure(model, x, y, attacks),
     }
 
 

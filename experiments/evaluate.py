@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,18 @@ from torch import Tensor, nn
 import attacks
 import data
 import infer
-from attacks import Attack, cross_entropy, in_batches, pgd, routes
+from attacks import Attack, cross_entropy, in_batches, pgd, routes, worst_of
 from baselines.models import SoftCollaboration
-from experiments import figures
+from experiments import figures, machine
 from experiments.autopgd import adaptive_auto_pgd, auto_pgd
-from experiments.transfer_set import load_transfer
+from experiments.intervals import images
+from experiments.transfer_set import TRANSFER, load_transfer
 from models import Collaboration, Ensemble, ask_experts
 from support import checkpoints, files, options
 from support.printing import percent, print_report
 
 ATTACKS = (*(name for name in attacks.ATTACKS if name != "adaptive"), "apgd", "adaptive")
 DECIDE = ("pgd", "apgd", "square", "adaptive")
-TRANSFER = ("transfer3", "transfer30")  # ready-made images, see transfer_set.py
 
 
 def attacks_at(
@@ -48,8 +49,10 @@ def attacks_at(
     steps: int = 100,
     queries: int = 1000,
     rescale: bool = True,
+    transfer: dict[str, Tensor] | None = None,
 ) -> dict[str, Attack]:
-    """{name: fn(model, x, y) -> x_adv, each image's worst point} for these names of ATTACKS.
+    """{name: fn(model, x, y) -> x_adv, each image's worst point} for these names of ATTACKS, and of
+    `transfer`, {name: ready-made variants [V, N, C, H, W] of x}: the worst variant.
 
     `steps` are AutoPGD's, also inside `adaptive`; all other gradient attacks have 20. `queries` and
     `rescale` are Square's. `adaptive` is left out where no score counts: there it would be AutoPGD
@@ -59,21 +62,8 @@ def attacks_at(
     known["square"] = partial(known["square"], rescale=rescale)
     known["apgd"] = in_batches(partial(auto_pgd, eps=eps, steps=steps))
     known["adaptive"] = in_batches(partial(adaptive_auto_pgd, eps=eps, steps=steps))
+    known |= {name: partial(worst_of, candidates=z) for name, z in (transfer or {}).items()}
     return {name: known[name] for name in names if name != "adaptive" or routes(model)}
-
-
-def correct_on_transferred(
-    model: nn.Module, y: Tensor, transfer: dict[str, Tensor]
-) -> dict[str, dict[str, Tensor]]:
-    """{row: {column: which images are correct in every variant, bool [N]}}; transfer is {column:
-    variants [V, N, C, H, W]}."""
-    correct = {}
-    for column, variants in transfer.items():
-        of_each = [infer.correct_by_row(model, *ask_experts(model, z), y) for z in variants]
-        for row in of_each[0]:
-            always = torch.stack([rows[row] for rows in of_each]).all(0)
-            correct.setdefault(row, {})[column] = always
-    return correct
 
 
 def bits(correct: Tensor) -> str:
@@ -86,35 +76,30 @@ def measure(
     x: Tensor,
     y: Tensor,
     attacks: dict[str, Attack],
-    transfer: dict[str, Tensor] | None = None,
     seeds: Sequence[int] = (0,),
 ) -> dict:
     """{"table": {row: {column: percent}}, "deviation": likewise, "specialisation": {column: ..},
-    "decided": .., "correct": {column: "0110.."}, "clean": {row: "0110.."}}.
+    "correct": {column: "0110.."}, "clean": {row: "0110.."}, "doubts": what `doubts` returns}.
 
-    Rows and columns are those of `infer.evaluate`; `transfer` adds columns of ready-made images
-    [V, N, C, H, W]. The attacks are repeated from each seed: the table holds means, `deviation`
-    standard deviations where there are several seeds, `specialisation` the last seed's. An image
-    counts as correct for `worst` in all columns from all seeds. `decided` is what `who_decided`
-    returns. `correct` says which images the model has correct from all seeds, and `clean` which
-    ones each row has, for paired comparisons.
+    Rows and columns are those of `infer.evaluate`. The attacks are repeated from each seed: the
+    table holds means, `deviation` standard deviations where there are several seeds,
+    `specialisation` the last seed's. An image counts as correct for `worst` in all columns from all
+    seeds. `correct` says which images the model has correct from all seeds, and `clean` which ones
+    each expert and the vote have, for paired comparisons.
     """
-    transfer, runs = transfer or {}, []
-    transferred = correct_on_transferred(model.eval(), y, transfer)
+    runs, table, deviation, always = [], {}, {}, {}
     for seed in seeds:
         torch.manual_seed(seed)
         correct, division = infer.judge(model, x, y, attacks)
-        runs.append({row: cells | transferred.get(row, {}) for row, cells in correct.items()})
-    table, deviation, always = {}, {}, {}
-    for row, cells in runs[0].items():
-        columns = [c for c in ("clean", *attacks, *transfer, "own") if c in cells]
+        runs.append(correct)
+    for row, columns in runs[0].items():
         percents = {c: [percent(run[row][c]) for run in runs] for c in columns}
         table[row] = {c: statistics.mean(values) for c, values in percents.items()}
         if len(runs) > 1:
             deviation[row] = {c: statistics.stdev(values) for c, values in percents.items()}
         always[row] = {c: torch.stack([run[row][c] for run in runs]).all(0) for c in columns}
     mine = always[model.row]
-    if attacks or transfer:
+    if attacks:
         mine["worst"] = torch.stack(list(mine.values())).all(0)
         table[model.row]["worst"] = percent(mine["worst"])
     mine.pop("own", None)  # a column of the table alone
@@ -122,21 +107,21 @@ def measure(
         "table": table,
         "deviation": deviation,
         "specialisation": division,
-        "decided": who_decided(mine),
         "correct": {column: bits(correct) for column, correct in mine.items()},
-        "clean": {row: bits(cells["clean"]) for row, cells in always.items()},
+        "clean": {r: bits(always[r]["clean"]) for r in always if r not in (model.row, "any")},
+        "doubts": doubts(model, x, y, table[model.row]),
     }
 
 
 # ---------------------------------------------------------------------------------- the referee
 
 
-def who_decided(correct: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+def who_decided(correct: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
     """{attack: {"took": how many of the images that are correct clean it took, "alone": how many of
-    them no other attack took}}; correct is {column: bool [N]}."""
+    them no other attack took}}; correct is {column: 0 or 1 for each image, [N]}."""
     names = [name for name in correct if name not in ("clean", "worst")]
-    taken = {name: correct["clean"] & ~correct[name] for name in names}
-    takers = sum(images.int() for images in taken.values())  # how many attacks took each image, [N]
+    taken = {name: correct["clean"] > correct[name] for name in names}
+    takers = sum(taken.values())  # how many attacks took each image, [N]
     return {
         name: {"took": int(images.sum()), "alone": int((images & (takers == 1)).sum())}
         for name, images in taken.items()
@@ -169,12 +154,12 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor, table: dict[str, float]) -> l
 
 
 def print_referee(result: dict) -> None:
-    """Prints what `who_decided` and `doubts` have returned, and what ± means in the table."""
+    """Prints what `who_decided` and `doubts` return, and what ± means in the table."""
     if result["deviation"]:
         print("\n±: the standard deviation over the seeds of the attacks, of one trained model")
-    if result["decided"]:
-        parts = [f"{name} {n['took']} ({n['alone']})" for name, n in result["decided"].items()]
-        print(f"\nImages taken (by this attack alone): {', '.join(parts)}")
+    taken = who_decided({column: images([of])[0] for column, of in result["correct"].items()})
+    parts = [f"{name} {n['took']} ({n['alone']})" for name, n in taken.items()]
+    print(f"\nImages taken (by this attack alone): {', '.join(parts)}")
     for doubt in result["doubts"]:
         print(f"Doubtful: {doubt}.")
 
@@ -203,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     add, count = parser.add_argument, options.count
     add("checkpoint", metavar="RUN", help="a run's folder, or its model.pt")
     add("--eps", type=options.radius, nargs="+", help="attack radii (default: the checkpoint's)")
-    names = [*ATTACKS, *TRANSFER, "all"]
+    names = [*ATTACKS, *TRANSFER]
     choice = f"of {', '.join(names)} (default: {' '.join(DECIDE)})"
     add("--attack", nargs="+", choices=names, metavar="NAME", default=DECIDE, help=choice)
     add("--part", help="attack the vote, or one expert (1, 2 ..), not the whole model")
@@ -240,49 +225,39 @@ def run(args: Namespace) -> None:
         chosen, transfer = load_transfer(args.transfer, dataset, args.eps, args.images)
     else:
         chosen, transfer = dataset.choose_test_images(args.images or data.MAX_IMAGES), {}
-    names = [*ATTACKS, *transfer] if "all" in args.attack else args.attack
-    if missing := [name for name in names if name in TRANSFER and name not in transfer]:
-        raise ValueError(f"{missing[0]} needs --transfer FILE, from experiments/transfer_set.py")
-    transfer = {name: images.to(device) for name, images in transfer.items() if name in names}
-    made_here = [name for name in names if name not in TRANSFER]
-    if set(made_here) == {"adaptive"} and not (routes(model) or transfer):
+    if missing := set(args.attack) & set(TRANSFER) - set(transfer):
+        raise ValueError(f"{min(missing)} needs --transfer FILE, from experiments/transfer_set.py")
+    transfer = {name: images.to(device) for name, images in transfer.items()}
+    if set(args.attack) == {"adaptive"} and not routes(model):
         raise ValueError("adaptive misleads a router, but no score says who answers: take apgd")
-    folder, several = checkpoints.in_folder(args.checkpoint).parent, len(args.eps) > 1
     if args.out:
-        files.check_new(Path(args.out), ".json", "--out")
+        path = Path(args.out)
+        files.check_new(path, ".json", "--out")
+        files.check_new(path.with_suffix(".png"), ".png", "--out")
     else:
+        folder = checkpoints.in_folder(args.checkpoint).parent
         files.check_writable(folder)
-    if args.out and several:
-        files.check_new(Path(args.out).with_suffix(".png"), ".png", "--out")
+        path = files.new(folder, "attacks", ".json", ".png")
     if args.csv:
         files.check_new(Path(args.csv), ".csv", "--csv")
     (x, y), results = dataset.test_images(device, chosen), {}
     for eps in args.eps:
-        columns = attacks_at(made_here, model, eps, args.steps, args.queries, args.rescale)
-        seeds = range(args.seed, args.seed + args.seeds)
-        result = measure(model, x, y, columns, transfer, seeds)
-        result["doubts"] = doubts(model, x, y, result["table"][model.row])
+        schedule = args.steps, args.queries, args.rescale
+        columns = attacks_at(args.attack, model, eps, *schedule, transfer)
+        result = measure(model, x, y, columns, range(args.seed, args.seed + args.seeds))
         print_report(result, model.row, len(x), eps, dataset.class_names)
         print_referee(result)
         results[eps] = result
-    path = Path(args.out) if args.out else files.new(folder, "attacks", ".json", ".png")
-    content = {
-        "command": vars(args),
-        "row": model.row,
-        "model": settings,
-        "versions": options.versions(),
-        "device": options.device_name(device),
-        "images": chosen.tolist(),
-        "eps": results,
-    }
+    content = {"command": vars(args), "row": model.row, "model": settings, **machine(device)}
     new = {}
-    if several:
+    if len(args.eps) > 1:
         lines = {eps: result["table"][model.row] for eps, result in results.items()}
         new[path.with_suffix(".png")] = figures.accuracy_by_eps(lines, model.row)
     if args.csv:
         tables = {eps: pd.DataFrame(result["table"]).T for eps, result in results.items()}
         new[Path(args.csv)] = pd.concat(tables, names=["eps", "row"]).to_csv().encode()
-    new[path] = json.dumps(content, indent=1).encode()  # last, as a sign that all is there
+    # last, as a sign that all is there
+    new[path] = json.dumps(content | {"eps": results}, indent=1).encode()
     print()
     for file, written in new.items():
         files.write(file, written)

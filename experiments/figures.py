@@ -5,8 +5,9 @@ import math
 
 import pandas as pd
 
-from experiments.claims import TRANSFER, counted
+from experiments.claims import counted
 from experiments.records import by_title, frame, matching
+from experiments.transfer_set import TRANSFER
 from support.pictures import Figure, Rectangle, as_png, subplots
 
 MARKERS = "osD^v<>p"

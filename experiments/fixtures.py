@@ -130,7 +130,7 @@ def record_of(method: str, correct: dict[str, str | int], **changed) -> dict:
         "settings": settings,
         "evaluation": {"attack": ["pgd", "adaptive"]},
         "table": {"model": cells, "any": {"clean": 90.0}} | experts,
-        "decided": {"pgd": {"took": 2, "alone": 1}},
+        "doubts": [],
         "correct": correct,
         "specialisation": {"clean": share | {"answers": [[100.0, 50.0]]}},
         "file": "a.json",

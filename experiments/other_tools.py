@@ -10,9 +10,9 @@ of experiments/evaluate.py leaves, and its time, on at most 500 test images.
 
 import json
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import data
 import infer
 from attacks import pgd, square
+from experiments import machine
 from experiments.autopgd import apgd
 from experiments.evaluate import DECIDE, attacks_at, measure
 from models import ask_experts
@@ -90,47 +91,37 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", metavar="FILE", help="also write the figures to this .json file")
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        run(args)
-
-
-def run(args: Namespace) -> None:
-    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    try:
-        import art  # noqa: F401
-        import foolbox  # noqa: F401
-        import torchattacks  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{error}: --help says what to install") from None
-    if args.out:
-        files.check_new(Path(args.out), ".json", "--out")
-    model, settings = infer.load(args.checkpoint), checkpoints.load(args.checkpoint)["settings"]
-    dataset = data.load_as_trained(settings, args.data)
-    x, y = dataset.test_images("cpu", dataset.choose_test_images(500))
-    worst = measure(model, x, y, attacks_at(DECIDE, model, args.eps))["correct"]["worst"]
-    left = torch.tensor([letter == "1" for letter in worst])
-    print(f"our worst leaves {percent(left):.1f} %, {int(left.sum())} images")
-    rows = {}
-    for name, attack in all_attacks(args.eps, dataset.num_classes).items():
-        torch.manual_seed(0)
-        np.random.seed(0)
-        start = time.perf_counter()
-        x_adv = attack(model, x, y)
-        seconds = time.perf_counter() - start
-        correct = model.combine(*ask_experts(model, x_adv)).argmax(-1) == y
-        taken, farthest = int((left & ~correct).sum()), (x_adv - x).abs().max().item()
-        rows[name] = {"correct": percent(correct), "of ours": taken, "seconds": seconds}
-        line = f"{name:34} {percent(correct):6.1f} % correct  takes {taken:3} of these"
-        print(f"{line}  {seconds:7.1f} s  farthest {farthest:.4f}", flush=True)
-    if args.out:
-        content = {
-            "command": vars(args),
-            "model": settings,
-            "versions": options.versions(),
-            "device": options.device_name(x.device),
-            "our worst": {"left": int(left.sum()), "images": len(left)},
-            "rows": rows,
-        }
-        files.write(Path(args.out), json.dumps(content).encode())
+        if missing := [name for name in ("art", "foolbox", "torchattacks") if not find_spec(name)]:
+            raise ValueError(f"there is no {missing[0]}: --help says what to install")
+        if args.out:
+            files.check_new(Path(args.out), ".json", "--out")
+        model, settings = infer.load(args.checkpoint), checkpoints.load(args.checkpoint)["settings"]
+        dataset = data.load_as_trained(settings, args.data)
+        x, y = dataset.test_images("cpu", dataset.choose_test_images(500))
+        worst = measure(model, x, y, attacks_at(DECIDE, model, args.eps))["correct"]["worst"]
+        left = torch.tensor([letter == "1" for letter in worst])
+        print(f"our worst leaves {percent(left):.1f} %, {int(left.sum())} images")
+        rows = {}
+        for name, attack in all_attacks(args.eps, dataset.num_classes).items():
+            torch.manual_seed(0)
+            np.random.seed(0)
+            start = time.perf_counter()
+            x_adv = attack(model, x, y)
+            seconds = time.perf_counter() - start
+            correct = model.combine(*ask_experts(model, x_adv)).argmax(-1) == y
+            taken, farthest = int((left & ~correct).sum()), (x_adv - x).abs().max().item()
+            rows[name] = {"correct": percent(correct), "of ours": taken, "seconds": seconds}
+            line = f"{name:34} {percent(correct):6.1f} % correct  takes {taken:3} of these"
+            print(f"{line}  {seconds:7.1f} s  farthest {farthest:.4f}", flush=True)
+        if args.out:
+            content = {
+                "command": vars(args),
+                "model": settings,
+                **machine(x.device),
+                "our worst": {"left": int(left.sum()), "images": len(left)},
+                "rows": rows,
+            }
+            files.write(Path(args.out), json.dumps(content).encode())
 
 
 if __name__ == "__main__":

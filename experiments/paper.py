@@ -39,10 +39,9 @@ class Scale(NamedTuple):
     depths: list[int] = [2, 8, 14, 20]  # Table 4's
 
 
-DIGITS = {2: [0.02, 0.05, 0.1], 8: [0.1, 0.2, 0.3]}  # they bear more than the paper's eps
 PHOTOS, FULL = {8: [0.02, 0.03, 0.05], 2: [0.03]}, {20: [n / 100 for n in range(1, 8)]}
 SCALES = {
-    "digits": Scale("digits", "compare", 30, data.MAX_IMAGES, 3, DIGITS),
+    "digits": Scale("digits", "compare", 30, data.MAX_IMAGES, 3, claims.DIGITS),
     "photos": Scale("cifar10-jpeg-10000.npz", "photos", 12, 500, 1, PHOTOS),
     "full": Scale("cifar10", "full", 100, data.MAX_IMAGES, 1, FULL),
 }
@@ -114,11 +113,11 @@ def on_transferred(job: Namespace, args: Namespace) -> None:
             continue
         images = out / f"{dataset.name}-eps{run.eps:g}.npz"
         flags = [f"--data={job.data}", f"--eps={run.eps:g}", f"--device={job.device}"]
-        flags += [f"--images={min(job.images, len(dataset.x_test))}"]
         if not images.exists():
             surrogates = out / f"{dataset.name}-surrogates"
-            transfer_set.main([*flags, f"--surrogates={surrogates}", f"--out={images}"])
-        flags += ["--attack", *claims.TRANSFER, f"--transfer={images}", f"--out={record}"]
+            made = [f"--images={job.images}", f"--surrogates={surrogates}", f"--out={images}"]
+            transfer_set.main([*flags, *made])
+        flags += ["--attack", *transfer_set.TRANSFER, f"--transfer={images}", f"--out={record}"]
         with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
             evaluate.main([str(folder), *flags])
         print(f"{run.name}: attacked by {images}")

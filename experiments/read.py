@@ -28,35 +28,7 @@ METHOD = ROOT / "METHOD.md"
 MARK = "<!doctype html><!-- written by python -m experiments.read -->\n"
 NAMED = re.compile(r"<code>([a-z]\w*(?:\.\w+)+)(?<!\.py)</code>")  # `module.function`, no file
 MARKDOWN = MarkdownIt().enable("table")
-STYLE = """
-body { margin: 0 auto; padding: 0 1.5rem 3rem; max-width: 92rem; background: white; color: #1a1a1a;
-  font: 16px/1.5 Charter, Georgia, "DejaVu Serif", serif }
-a { color: #0b4f8a; text-decoration: none } a:hover { text-decoration: underline }
-code, pre { font-family: Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 12px }
-section { display: grid; grid-template-columns: minmax(0, 1fr) 49rem; gap: 0 2rem }
-section.wide { display: block; max-width: 70rem }
-.text { position: sticky; top: 0; align-self: start }
-section:not(.wide) + section:not(.wide) { border-top: 1px solid #e4e4e4 }
-h1, h2 { line-height: 1.2 } table { border-collapse: collapse; font-size: 15px }
-td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left }
-td { vertical-align: top }
-.formula { display: flex; flex-wrap: wrap; justify-content: center; align-items: center;
-  gap: .6rem 2rem; margin: 1rem 0; overflow-x: auto; overflow-y: hidden }
-math { font-family: "Cambria Math", "STIX Two Math", "Latin Modern Math", "DejaVu Math TeX Gyre",
-  math }
-math[display=block] { width: auto; margin: 0 }
-figure { margin: 1rem 0 } figure pre { margin: 0; line-height: 1.35 }
-figcaption { font: 12px sans-serif; color: #555; margin-bottom: .2rem }
-.code .linenos { padding-right: .7em; user-select: none; color: #888 }
-figure:target figcaption { background: #fff3c4 } p, li { overflow-wrap: break-word }
-.code { background: #f7f7f5; padding: .5rem; overflow-x: auto; border-radius: 4px }
-svg { max-width: 100%; font: 13px sans-serif } rect { fill: #eef3f8; stroke: #667 }
-path { fill: none; stroke: #555; stroke-width: 1.4; marker-end: url(#head) }
-marker path { fill: context-stroke; stroke: none; marker-end: none }
-g path { stroke-dasharray: 6 4 } .dashed-0 path { stroke: #b3261e } .dashed-0 { fill: #b3261e }
-.dashed-1 path { stroke: #0b4f8a } .dashed-1 { fill: #0b4f8a }
-@media print, (max-width: 74rem) { section { display: block } .text { position: static } }
-"""
+STYLE = Path(__file__).with_suffix(".css").read_text()
 HEAD = """<marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7"
 orient="auto"><path d="M0 0L8 4L0 8"/></marker>"""  # of an arrow
 
@@ -87,13 +59,11 @@ def diagram(text: str) -> str:
     for line in re.sub(r'\[".*?"\]', "", text).splitlines():  # a & b --> c & d
         groups = [re.findall(r"\w+", group) for group in line.split("-->")]
         solid += [(a, b) for left, right in pairwise(groups) for a in left for b in right]
-    labels = {box: box for pair in solid for box in pair}
-    labels |= dict(re.findall(r'(\w+)\["(.*?)"\]', text))
+    labels = dict(re.findall(r'(\w+)\["(.*?)"\]', text))
     column = dict.fromkeys(labels, 0)
     for _ in labels:
         column |= {b: max(column[b], column[a] + 1) for a, b in solid}
-    columns = [[box for box in labels if column[box] == c] for c in range(len(labels))]
-    columns = [boxes for boxes in columns if boxes]
+    columns = [[a for a in labels if column[a] == c] for c in range(max(column.values()) + 1)]
     height, place = 48 * max(map(len, columns)), {}
     for c, boxes in enumerate(columns):
         # long arrows run above the boxes that they skip, to one as high as those before it
@@ -169,7 +139,7 @@ def page(folder: Path) -> str:
     root = Path(os.path.relpath(ROOT, folder.resolve())).as_posix()
     colours = HtmlFormatter(style="friendly").get_style_defs(".code")
     parts = [MARK, '<html lang="en"><meta charset="utf-8"><title>The method and its code</title>']
-    parts.append(f"<style>{colours}{STYLE}</style>")
+    parts.append(f"<style>{colours}\n{STYLE}</style>")
     for text, names in rows(METHOD.read_text(encoding="utf-8")):
         code = "".join(source(name, root) for name in names)
         parts.append(f'<section{"" if code else " class=wide"}><div class="text">')

@@ -4,7 +4,7 @@ experiments.compare, and results/attacks.jsonl one for each model and eps of exp
     python -m experiments.records runs/compare/*.json --name compare    # appends these files
 
 A line has the name of its file, "compare/digits-soe-...-seed0.json", by which the marks in the
-texts choose. It leaves out who answers under attack, and which images were chosen.
+texts choose. It leaves out who answers under attack.
 
 `frame` makes one pandas table of records; every table, figure and claim is made of that.
 """
@@ -121,9 +121,8 @@ def row(record: dict) -> dict:
     """The columns of a record. Accuracies are in %, those of columns it has not are not a number
     (NaN); "correct" is {column: 0 or 1 for each image, an array [N]}."""
     if "method" in record:
-        settings, units = record["settings"], int(record["units"])
-        method = named(str(record["method"]), settings)
-        eps = float(settings["eps"])
+        settings, units, eps = record["settings"], record["units"], record["settings"]["eps"]
+        method = named(record["method"], settings)
     elif "eps" in record:
         settings, command, eps = record["model"], record["command"], float(record["eps"])
         units = None
@@ -140,23 +139,22 @@ def row(record: dict) -> dict:
     experts = [cells["clean"] for name, cells in table.items() if name.startswith("expert")]
     return {
         "method": method,
-        "data": str(settings["data_name"]),
-        "checksum": settings.get("data_checksum"),
-        "depth": int(settings["depth"]),
-        "M": int(settings["n"]),
+        "data": settings["data_name"],
+        "checksum": settings["data_checksum"],
+        "depth": settings["depth"],
+        "M": settings["n"],
         "eps": eps,  # of the attack
-        "trained_eps": float(settings["eps"]),
-        "place": Place(str(settings["data_name"]), int(settings["depth"]), eps),
-        **{name: int(settings[name]) for name in ("seed", "epochs")},
+        "trained_eps": settings["eps"],
+        "place": Place(settings["data_name"], settings["depth"], eps),
+        "seed": settings["seed"],
+        "epochs": settings["epochs"],
         "units": units,
         **{column: 100 * bits.sum() / len(bits) for column, bits in correct.items()},
         "experts": experts,  # clean accuracy of each
         "alone": statistics.mean(experts),
-        "any": float(
-            table["any"]["clean"]
-        ),  # of clean images, at least one expert has them correct
+        "any": table["any"]["clean"],  # at least one expert has the image correct
         "correct": correct,
-        "doubts": list(record.get("doubts", [])),
+        "doubts": record["doubts"],
         "name": record.get("name"),
         "file": record["file"],  # a link
         "record": record,
@@ -228,7 +226,6 @@ def append(paths: list[Path], name: str) -> int:
                 raise ValueError(f"{path} was written by neither compare nor evaluate")
             clean = {k: v for k, v in record["specialisation"].items() if k == "clean"}
             line = {"file": None} | record | {"file": key, "specialisation": clean}
-            line.pop("images", None)
             text = json.dumps(line, separators=(",", ":"))
             new[RUNS if "method" in record else ATTACKS].append(f"{text}\n")
     for store, texts in new.items():

@@ -25,7 +25,6 @@ from experiments import figures
 from experiments.claims import (
     ONE,
     SOE,
-    TRANSFER,
     TRAPPED,
     compared,
     counted,
@@ -33,8 +32,10 @@ from experiments.claims import (
     select,
     trapped,
 )
+from experiments.evaluate import who_decided
 from experiments.intervals import interval
 from experiments.records import NAMES, by_title, frame, matching, measurements, paired, trained_as
+from experiments.transfer_set import TRANSFER
 from support import files, options
 from support.printing import duration, print_report
 
@@ -67,6 +68,12 @@ def table(cells: pd.DataFrame, *labels: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
+def less_first(measured: pd.DataFrame, first: str, *by: str) -> pd.Series:
+    """What the other methods have more than the `first`, at the same places and seeds."""
+    pairs = paired(measured.query("method != @first"), measured.query("method == @first"))
+    return pairs.groupby([*by])["difference"].agg(signed)
+
+
 # ----------------------------------------------------------------------- methods beside each other
 
 
@@ -77,11 +84,10 @@ def comparison(runs: pd.DataFrame, first: str = "soe") -> str:
     first, columns = runs["method"].iloc[0], list(max(runs["correct"], key=len))
     last = columns[-1]  # worst; clean, where nothing is attacked
     measured = measurements(runs).query("column == @last")
-    pairs = paired(measured.query("method != @first"), measured.query("method == @first"))
     methods = runs.groupby("method", sort=False)
     cells = methods[columns].agg(accuracy)
     cells.insert(0, "units", methods["units"].first().map("{:,.0f}".format))
-    cells[f"{last} less {first}'s"] = pairs.groupby("method")["difference"].agg(signed)
+    cells[f"{last} less {first}'s"] = less_first(measured, first, "method")
     parts = [table(cells.join(methods[["alone", "any"]].agg(accuracy)))]
     for method, seed, doubts in zip(runs["method"], runs["seed"], runs["doubts"]):
         parts += [f"Doubtful, {method}, seed {seed}: {doubt}." for doubt in doubts]
@@ -103,8 +109,8 @@ def routing(runs: pd.DataFrame) -> str:
 def decided(runs: pd.DataFrame) -> str:
     """Of all seeds together, the images that each attack took, and that no other took."""
     ((_, runs),), rows = by_title(runs), []
-    for method, record in zip(runs["method"], runs["record"]):
-        for attack, counts in record["decided"].items():
+    for method, correct in zip(runs["method"], runs["correct"]):
+        for attack, counts in who_decided(correct).items():
             rows.append({"method": method, "attack": attack, **counts})
     total = pd.DataFrame(rows).groupby(["method", "attack"], sort=False).sum().astype(str)
     cells = (total["took"] + " (" + total["alone"] + ")").unstack(sort=False)
@@ -142,8 +148,7 @@ def stronger(runs: pd.DataFrame) -> str:
     measured = measurements(runs.assign(method=methods, correct=correct))
     first, second = measured["method"].unique()
     cells = measured.groupby(["method", "column"])["accuracy"].agg(accuracy).unstack()
-    pairs = paired(measured.query("method == @second"), measured.query("method == @first"))
-    cells.loc[f"{second}, more"] = pairs.groupby("column")["difference"].agg(signed)
+    cells.loc[f"{second}, more"] = less_first(measured, first, "column")
     return table(cells[list(max(correct, key=len))])  # a vote has no adaptive attack
 
 
@@ -151,10 +156,10 @@ def steps(runs: pd.DataFrame) -> str:
     """Table 1: time of a training step; a file of experiments.bench_step."""
     (record,) = runs["record"]
     seconds = pd.DataFrame(record["seconds"]).T.add_prefix("stage ")
-    mean, hours = seconds.mean(axis=1), pd.Series(record["table 1"])
+    paper = pd.Series(PAPER["table 1"]).drop(["place", "what"])
     cells = seconds.map(duration, na_action="ignore")
-    cells["mean / SoE's"] = (mean / mean["soe"]).map("{:.2f}".format)
-    cells["hours of Table 1 / SoE's"] = hours.map("{:.2f}".format, na_action="ignore")
+    for name, times in {"mean": seconds.mean(axis=1), "hours of Table 1": paper}.items():
+        cells[f"{name} / SoE's"] = (times / times["soe"]).map("{:.2f}".format)
     return table(cells)
 
 
@@ -306,10 +311,9 @@ def softened(runs: pd.DataFrame) -> str:
     # in the order of T: at 0 the most confident one answers, at infinity all weigh the same
     T = who.replace({"the most confident": "0", "vote": "inf"}).str.removeprefix("at T = ")
     measured = measured.assign(T=T.map(float), who=who)
-    pairs = paired(measured.query("method != 'soe'"), measured.query("method == 'soe'"))
     rows = ["place", "T", "who", "column"]
     cells = measured.groupby(rows)["accuracy"].agg(accuracy).unstack()
-    more = pairs.groupby(rows)["difference"].agg(signed).unstack().add_suffix(", more")
+    more = less_first(measured, "soe", *rows).unstack().add_suffix(", more")
     return table(cells.join(more).droplevel("T"), "", "who answers")
 
 

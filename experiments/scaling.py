@@ -5,7 +5,7 @@
 One of the four is varied at a time. The others stay at a base: on a GPU the paper's setting, on a
 CPU a smaller one, so that all of it takes minutes. Every point is measured in a process of its own:
 the median step, and the peak memory of the process or the GPU. Beside each time stands what the
-passes of `cost` predict, scaled to the base's measured time.
+units of the step predict, scaled to the base's measured time.
 """
 
 import json
@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from baselines.methods import METHODS
-from experiments import bench_step, figures
+from experiments import bench_step, figures, machine
+from experiments.compare import units_of_a_batch
 from support import files, options
 from support.printing import duration
 
@@ -34,17 +35,13 @@ BASE = {
 
 
 def cost(stage: int, point: dict, gathered: bool) -> int:
-    """What a step costs, in one expert's forward passes of an image through one convolution.
-
-    A backward pass costs 1 for the input and 2 for input and weights. M experts, S attack steps;
-    where the attack is `gathered`, it asks all experts and differentiates the answering one alone.
-    """
+    """What a step costs, in one expert's forward passes of an image through one convolution. Where
+    the attack is `gathered`, it asks all experts and differentiates the answering one alone."""
     M, S = point["n"], point["steps"]
-    if stage == 1:  # the attack on each expert; then every expert learns from x and all M attacks
-        passes = 2 * M * S + 3 * (M + M * M)
-    else:
-        passes = (M * S + 2 * S if gathered and M > 1 else 2 * M * S) + 3 * (M + M)
-    return passes * point["batch_size"] * (point["depth"] - 2)
+    units = units_of_a_batch("soe", M, S)[stage]
+    if gathered and stage == 2:
+        units -= S * max(0, M - 2)  # M backward passes less; one pass both ways more
+    return units * point["batch_size"] * (point["depth"] - 2)
 
 
 def peak_gib(device: torch.device) -> float:
@@ -87,9 +84,8 @@ def run(args: Namespace) -> None:
     files.check_new(picture, ".png", "--out")
     files.check_new(table_file, ".json", "--out")
     base, gathered, tables = BASE[device.type], device.type == "cpu", {}
-    header = f"{options.device_name(device)}, {options.best_precision(device)}"
-    header += f", torch {torch.__version__}"
-    print(f"{header}; 3 x 32 x 32, {base}. In brackets: what the passes predict.")
+    precision, measured_on = options.best_precision(device), machine(device)
+    print(f"{measured_on['device']}, {precision}; 3 x 32 x 32, {base}. In brackets: as predicted.")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         at_base = pool.apply(measure, (base, str(device), args.repeats))
         for axis, (name, values) in AXES.items():
@@ -105,7 +101,8 @@ def run(args: Namespace) -> None:
                     line += f", stage {stage} {duration(seconds)} ({duration(predicted)})"
                 print(line, flush=True)
                 tables.setdefault(name, {})[value] = measured
-    content = {"command": vars(args), "device": header, "base": base, "tables": tables}
+    content = {"command": vars(args), **measured_on, "precision": precision}
+    content |= {"base": base, "tables": tables}
     files.write(picture, figures.scaling(tables))
     files.write(table_file, json.dumps(content, indent=1).encode())
     print(f"Wrote {picture} and {table_file}")

@@ -57,8 +57,9 @@ def by_hand(loss, x, eps, steps):
     return points, rules
 
 
-def test_autopgd_visits_the_points_that_its_algorithm_visits_and_returns_the_worst():
-    """On a bumpy loss, so that all of it happens: momentum, both rules, restarts from the best."""
+def test_autopgd_visits_the_points_that_its_algorithm_visits_and_returns_the_worst(monkeypatch):
+    """On a bumpy loss, so that all of it happens: momentum, both rules, restarts from the best. It
+    starts from the image itself."""
     torch.manual_seed(10)
     first, second = 30 * torch.randn(16, 8).double(), torch.randn(8, 2).double()
     ramp, lead = torch.tensor([[-2.0, 2.0], [7.0, 0.0]]).double()
@@ -73,13 +74,14 @@ def test_autopgd_visits_the_points_that_its_algorithm_visits_and_returns_the_wor
         seen.append(z.detach().clone())
         return model(z)
 
-    x_adv = apgd(seen_model, x, y, eps=0.2, steps=50, random_start=False)
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.5))
+    x_adv = apgd(seen_model, x, y, eps=0.2, steps=50)
     rules = set()
     for i in range(len(x)):
         loss = lambda z: cross_entropy(model(z[None]), y[:1]).sum()  # noqa: E731
         points, applied = by_hand(loss, x[i], eps=0.2, steps=50)
         rules.update(applied)
-        torch.testing.assert_close(torch.stack(seen)[:, i], torch.stack(points))
+        torch.testing.assert_close(torch.stack(seen)[1:, i], torch.stack(points))
         wrong = [z for z in points if model(z[None]).argmax() != 0]
         torch.testing.assert_close(x_adv[i], wrong[0] if wrong else max(points, key=loss))
     assert rules == {"seldom", "stuck", "neither"}
@@ -223,19 +225,6 @@ def test_square_begins_with_stripes_and_shrinks_its_squares(rescale, sides):
             assert edge.any()  # positions 0 .. H - s inclusive
 
 
-def test_square_raises_the_loss_that_it_is_given():
-    def model(z):  # the two losses disagree about which image is better
-        b = z.flatten(1).mean(1)
-        return torch.stack([0 * b + 3, b, -b], 1)
-
-    x, y = torch.full((20, 1, 4, 4), 0.5), torch.zeros(20, dtype=torch.long)
-    ends = {}
-    for name, loss in {"margin": attacks.margin_loss, "darker": lambda z, _: -z[:, 1]}.items():
-        torch.manual_seed(0)
-        ends[name] = square(model, x, y, 0.1, 200, loss=loss).mean()
-    assert ends["margin"] > 0.58 and ends["darker"] < 0.42
-
-
 def test_the_routing_attacks_fit_the_scores_at_hand():
     """T is the mean gap between the two best scores: a softmax at 0.1 would be an argmax again."""
     model, losses = Collaboration([ResNet(2, 1, 2, 8)] * 3).eval(), []
@@ -250,23 +239,3 @@ def test_the_routing_attacks_fit_the_scores_at_hand():
     misroutes = [loss.keywords for loss in losses[1:]]
     assert [misroute["j"] for misroute in misroutes] == [0, 1, 2]
     assert misroutes[0]["scale"] == pytest.approx(margin / gap)
-
-
-def test_square_queries_only_images_that_are_still_correct_in_full_batches():
-    sizes, asked = [], []
-
-    def model(z):  # wrong where the image is bright at all
-        sizes.append(len(z))
-        return torch.stack([0.53 - z.flatten(1).mean(1), z.flatten(1).mean(1) - 0.53], 1)
-
-    def loss(logits, y):  # of all images that one query asks about
-        asked.append(len(y))
-        return attacks.margin_loss(logits, y)
-
-    x, y = torch.full((25, 1, 8, 8), 0.5), torch.zeros(25, dtype=torch.long)
-    x[:5] = 0.9
-    torch.manual_seed(0)
-    square(model, x, y, eps=0.1, n_queries=60, loss=loss, batch_size=10)
-    assert asked[:2] == [25, 20] and asked[1:] == sorted(asked[1:], reverse=True)
-    assert 1 < len(asked) < 61 and asked[-1] < 20  # it ends when all are fooled
-    assert sizes == [min(10, n - start) for n in asked for start in range(0, n, 10)]

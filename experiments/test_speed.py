@@ -24,7 +24,6 @@ from baselines.models import build
 from experiments import bench_step
 from experiments.fixtures import SMALL
 from support import options, runs, speed
-from support.printing import duration
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TOY = {"n": 3, "depth": 8, "image_shape": [3, 8, 8], "eps": 0.1, "alpha": 0.03, "steps": 2}
@@ -353,15 +352,6 @@ def test_float32_is_float32_on_a_gpu_too():
     assert not torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize("capability, precision, why", [(7, "float32", "GPU"), (8, "bfloat16", "")])
-def test_precision_is_what_the_gpu_multiplies(capability, precision, why, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 5))
-    assert options.best_precision(CUDA) == precision
-    assert why in options.why_precision(CUDA, precision)
-    other = {"float32": "bfloat16", "bfloat16": "float32"}[precision]
-    assert options.why_precision(CUDA, other) == "as asked"
-
-
 # ------------------------------------------------------------------------- the attack, on a CPU
 
 
@@ -396,17 +386,6 @@ def test_a_network_with_folded_batch_norm_has_the_same_gradient(depth, size):
     right = gradient(in_float64, x.double())
     torch.testing.assert_close(gradient(twin, x), right, rtol=0, atol=1e-5 * right.abs().max())
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-
-
-def test_a_convolution_with_a_bias_is_folded_too():
-    torch.manual_seed(0)
-    layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4, affine=False))
-    layers(torch.rand(9, 1, 8, 8))
-    x = torch.rand(3, 1, 8, 8)
-    with torch.inference_mode():
-        twin = speed.folded(layers.eval())
-    assert len(list(twin.parameters())) == 2
-    torch.testing.assert_close(twin(x), layers(x))
 
 
 def test_a_model_in_train_mode_is_not_folded():
@@ -452,11 +431,6 @@ def test_a_changed_rule_of_who_answers_is_not_gathered(monkeypatch):
 # ----------------------------------------------------------------------------- times, scaling
 
 
-def test_a_time_is_said_as_one_would_say_it():
-    times = {0.0123: "12.3 ms", 3.456: "3.46 s", 42: "42 s", 1080: "18 min", 9000: "2.5 h"}
-    assert {seconds: duration(seconds) for seconds in times} == times
-
-
 @pytest.fixture
 def small_steps(monkeypatch):
     """bench_step at a size of moments."""
@@ -475,7 +449,6 @@ def test_a_step_of_each_method_is_timed(small_steps, tmp_path):
     two = dict.fromkeys(("soe", "plain way", "dverge"), ["1", "2"])
     assert stages == two | dict.fromkeys(("plain", "adp", "gal", "more"), ["1"])
     assert all(time > 0 for times in content["seconds"].values() for time in times.values())
-    assert content["table 1"]["soe"] == 1 and len(content["table 1"]) == 5
 
 
 def test_every_speed_up_is_timed_by_itself(small_steps, tmp_path):

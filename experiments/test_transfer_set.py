@@ -94,7 +94,8 @@ def test_a_transfer_set_has_30_variants_inside_the_ball(images):
 @pytest.mark.slow
 def test_an_image_counts_only_if_every_variant_is_correct(images):
     model, x, y, variants = images
-    cells = evaluate.measure(model, x, y, {}, variants)["table"]["collaboration"]
+    attacks = evaluate.attacks_at(transfer_set.TRANSFER, model, 0.1, transfer=variants)
+    cells = evaluate.measure(model, x, y, attacks)["table"]["collaboration"]
     for column, x_adv in variants.items():
         correct = torch.stack([model(variant).argmax(1) == y for variant in x_adv])
         assert cells[column] == percent(correct.all(0))
@@ -103,7 +104,7 @@ def test_an_image_counts_only_if_every_variant_is_correct(images):
 
 @pytest.mark.slow
 def test_all_attacks_use_the_images_of_the_transfer_file(small, capsys):
-    argv = "--attack all --steps 2 --queries 5 --device cpu --transfer".split()
+    argv = f"--attack pgd {' '.join(transfer_set.TRANSFER)} --device cpu --transfer".split()
     evaluate.main([str(small / "run"), *argv, str(small / "set.npz")])
     out = capsys.readouterr().out
     assert "Accuracy (%) on 20 test images" in out and "transfer30" in out and "worst" in out

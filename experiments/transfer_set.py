@@ -36,6 +36,7 @@ from support.printing import percent
 SIZES = (3, 5, 8)  # members of the surrogates
 LOSSES = {"ce": cross_entropy, "cw": cw_loss}
 ARRAYS = ("images", "indices", "in_3")  # of the file
+TRANSFER = ("transfer3", "transfer30")  # the columns of a table: 3 variants, and all of them
 METHODS = ("pgd-1", "sgm", "di2", "pgd-2", "pgd-3")  # the first three are those of the 3 variants
 
 
@@ -144,7 +145,7 @@ def load_transfer(
     if count is not None and count > len(indices):
         raise ValueError(f"--images is {count}: {path} has {len(indices)} images")
     images = images[:, :count]
-    return indices[:count], {"transfer3": images[in_3], "transfer30": images}
+    return indices[:count], dict(zip(TRANSFER, (images[in_3], images)))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -161,28 +162,23 @@ def main(argv: list[str] | None = None) -> None:
     options.add_device(parser)
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
-        run(args)
-
-
-def run(args: Namespace) -> None:
-    """What `main` does, once the arguments are parsed. Raises ValueError or OSError."""
-    out = Path(args.out)
-    files.check_new(out, ".npz", "--out")
-    dataset = data.load(args.data)
-    chosen = dataset.choose_test_images(args.images or data.MAX_IMAGES)
-    x, y = dataset.test_images(options.pick_device(args.device), chosen)
-    models = {size: surrogate(dataset, size, args) for size in SIZES}
-    for size, model in models.items():
-        correct = model.combine(*ask_experts(model, x)).argmax(-1) == y
-        print(f"surrogate of {size}: clean accuracy {percent(correct):.1f} %")
-    names, images = make_variants(models, x, y, args.eps, args.steps, args.seed)
-    in_3 = [name in {f"3 ce {method}" for method in METHODS[:3]} for name in names]
-    content = {"images": images.numpy(), "indices": chosen.numpy(), "in_3": np.array(in_3)}
-    content |= {"checksum": dataset.checksum, "data": dataset.name, "eps": args.eps}
-    buffer = io.BytesIO()
-    np.savez(buffer, **content, variants=np.array(names))
-    files.write(out, buffer.getvalue())
-    print(f"wrote {out}: {len(names)} variants of {len(x)} images at eps {args.eps:g}")
+        out = Path(args.out)
+        files.check_new(out, ".npz", "--out")
+        dataset = data.load(args.data)
+        chosen = dataset.choose_test_images(args.images or data.MAX_IMAGES)
+        x, y = dataset.test_images(options.pick_device(args.device), chosen)
+        models = {size: surrogate(dataset, size, args) for size in SIZES}
+        for size, model in models.items():
+            correct = model.combine(*ask_experts(model, x)).argmax(-1) == y
+            print(f"surrogate of {size}: clean accuracy {percent(correct):.1f} %")
+        names, images = make_variants(models, x, y, args.eps, args.steps, args.seed)
+        in_3 = [name in {f"3 ce {method}" for method in METHODS[:3]} for name in names]
+        content = {"images": images.numpy(), "indices": chosen.numpy(), "in_3": np.array(in_3)}
+        content |= {"checksum": dataset.checksum, "data": dataset.name, "eps": args.eps}
+        buffer = io.BytesIO()
+        np.savez(buffer, **content, variants=np.array(names))
+        files.write(out, buffer.getvalue())
+        print(f"wrote {out}: {len(names)} variants of {len(x)} images at eps {args.eps:g}")
 
 
 if __name__ == "__main__":
