@@ -60,6 +60,8 @@ def ask(model: nn.Module, settings: dict, request: dict) -> dict:
 class Handler(BaseHTTPRequestHandler):
     """GET / is the page, POST /ask what the experts say of an image."""
 
+    timeout = 10  # seconds without a byte
+
     def __init__(self, model: nn.Module, settings: dict, *args):
         self.model, self.settings = model, settings
         super().__init__(*args)

@@ -121,8 +121,8 @@ def row(record: dict) -> dict:
     """The columns of a record. Accuracies are in %, those of columns it has not are not a number
     (NaN); "correct" is {column: 0 or 1 for each image, an array [N]}."""
     if "method" in record:
-        settings, units, eps = record["settings"], record["units"], record["settings"]["eps"]
-        method = named(record["method"], settings)
+        settings, units = record["settings"], int(record["units"])
+        method, eps = named(str(record["method"]), settings), float(settings["eps"])
     elif "eps" in record:
         settings, command, eps = record["model"], record["command"], float(record["eps"])
         units = None
@@ -139,22 +139,21 @@ def row(record: dict) -> dict:
     experts = [cells["clean"] for name, cells in table.items() if name.startswith("expert")]
     return {
         "method": method,
-        "data": settings["data_name"],
+        "data": str(settings["data_name"]),
         "checksum": settings["data_checksum"],
-        "depth": settings["depth"],
-        "M": settings["n"],
+        "depth": int(settings["depth"]),
+        "M": int(settings["n"]),
         "eps": eps,  # of the attack
-        "trained_eps": settings["eps"],
-        "place": Place(settings["data_name"], settings["depth"], eps),
-        "seed": settings["seed"],
-        "epochs": settings["epochs"],
+        "trained_eps": float(settings["eps"]),
+        "place": Place(str(settings["data_name"]), int(settings["depth"]), eps),
+        **{name: int(settings[name]) for name in ("seed", "epochs")},
         "units": units,
         **{column: 100 * bits.sum() / len(bits) for column, bits in correct.items()},
         "experts": experts,  # clean accuracy of each
         "alone": statistics.mean(experts),
-        "any": table["any"]["clean"],  # at least one expert has the image correct
+        "any": float(table["any"]["clean"]),  # at least one expert has the image correct
         "correct": correct,
-        "doubts": record["doubts"],
+        "doubts": list(record["doubts"]),
         "name": record.get("name"),
         "file": record["file"],  # a link
         "record": record,

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -69,6 +70,16 @@ def test_a_wrong_request_is_refused(status, content, headers, address, capsys):
         post(address, content, **headers)
     assert error.value.code == status and not capsys.readouterr().err
     assert post(address, BLACK, Origin=address)["clean"]
+
+
+def test_half_a_request_does_not_hold_the_page_for_ever(address, monkeypatch):
+    assert draw.Handler.timeout == 10
+    monkeypatch.setattr(draw.Handler, "timeout", 0.2)
+    host, port = address.removeprefix("http://").split(":")
+    for half in ("GET", f"POST /ask HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 9\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(half.encode())
+            assert connection.recv(1) == b""
 
 
 def test_colour_images_and_wrong_ports_are_refused(whole, tmp_path, refused):

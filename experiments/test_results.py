@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import data
 from experiments import figures, intervals, records, results, scaling, subset
 from experiments.fixtures import arrays, record_of
+from support import files
 
 
 @pytest.mark.parametrize("path", results.TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -37,6 +39,45 @@ def test_a_table_is_made_anew_between_its_marks_and_nothing_else_is_touched(fold
     assert results.written(text) == new == results.written(new)
     with pytest.raises(ValueError, match="no record none.json"):
         results.written(text.replace("*.json", "none.json"))
+
+
+def test_a_file_that_tells_of_no_run_is_refused(tmp_path):
+    for content in ('{"method": "soe"}', "[1]", "5", "", '{"eps": {"0.1": {}}}'):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(files.FileError, match="a.json"):
+            records.read(tmp_path / "a.json")
+
+
+LIES = [None, "", "3", "x", -1, 0, 1.5, math.nan, 10**12, [], [1], {}, {"x": 1}, True]
+
+
+def test_a_result_with_a_lie_in_it_is_refused_in_one_line_or_makes_a_table(tmp_path):
+    """Of a run, or of a model attacked at two eps: a value replaced by another, or left out."""
+    rng, path, refused = random.Random(0), tmp_path / "lie.json", 0
+    run = record_of("soe", {"clean": 90, "pgd": 40, "worst": 40})
+    model = {"model": run["settings"] | {"method": "soe"}, "command": {"part": None}}
+    of_eps = {key: run[key] for key in ("table", "correct", "specialisation", "doubts")}
+    for case in range(500):
+        content = json.loads(json.dumps(rng.choice([run, model | {"eps": {"0.1": of_eps}}])))
+        part = content
+        while True:
+            key = rng.choice(list(part))
+            if not (isinstance(part[key], dict) and part[key] and rng.random() < 0.7):
+                break
+            part = part[key]
+        part[key] = rng.choice(LIES)
+        if rng.random() < 0.2:
+            del part[key]
+        path.write_text(json.dumps(content))
+        try:
+            runs = records.frame(records.read(path))
+            if "method" in content:
+                ((_, of_title),) = records.by_title(runs)
+                results.comparison(of_title)
+        except ValueError as error:
+            assert "\n" not in str(error), case
+            refused += 1
+    assert refused > 50
 
 
 def test_records_keep_what_a_file_says_to_the_last_bit(folder, tmp_path_factory):
