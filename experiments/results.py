@@ -215,8 +215,7 @@ def summary(runs: pd.DataFrame) -> str:
     measured = counted(runs)
     measured = measured[measured["eps"] == measured["data"].map({"digits": 0.1}).fillna(0.03)]
     ensemble, cells = ("plain-together", 3), {}
-    methods = {"SoE": SOE, "SoE at sigma = 1, g alone": TRAPPED, "the ensemble": ensemble}
-    for name, method in methods.items():
+    for name, method in {"SoE": SOE, "the ensemble": ensemble}.items():
         of_method = select(measured, *method, "clean", "worst")
         mean = of_method.groupby(["place", "column"])["accuracy"].mean().unstack()
         mean = mean.map("{:.1f}".format).astype(object)
