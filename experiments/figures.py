@@ -103,9 +103,11 @@ def dial(runs: pd.DataFrame) -> bytes:
     figure, axes = panels(len(places), 5.2, 4)
     for axis, (place, of_place) in zip(axes, places):
         for (column, line), style in zip(lines.items(), ("C0o-", "C0^:", "C1s-", "C3D-", "k*-")):
-            axis.plot(range(len(of_place)), of_place[column], style, ms=5, label=line)
-        marks = [f"{sigma:g}".replace("inf", "$\\infty$") for sigma in of_place["sigma"]]
-        axis.set_xticks(range(len(of_place)), marks)
+            points = of_place.groupby("sigma")[column]
+            mean, spread = points.mean(), points.std().fillna(0)  # over seeds
+            axis.errorbar(range(len(mean)), mean, spread, fmt=style, ms=5, capsize=2, label=line)
+        marks = [f"{sigma:g}".replace("inf", "$\\infty$") for sigma in mean.index]
+        axis.set_xticks(range(len(mean)), marks)
         axis.set(title=str(place), xlabel="$\\sigma$", ylabel="accuracy (%)", ylim=(0, 100))
     return legend_below(figure, 3)
 

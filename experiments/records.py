@@ -163,7 +163,10 @@ def row(record: dict) -> dict:
 def trained_as(settings: dict) -> str:
     """A model's method, and how an ensemble was trained: "plain-together"."""
     method = [settings["method"], *(f for f in ("together", "jointly") if settings.get(f))]
-    return named("-".join(method), settings)
+    usual = vars(SoESettings())
+    changed = {n: settings.get(n, usual[n]) for n in ("weights", "lambda_")}
+    flags = [f" {options.flag(n)} {value}" for n, value in changed.items() if value != usual[n]]
+    return named("-".join(method) + "".join(flags), settings)
 
 
 def named(method: str, settings: dict) -> str:

@@ -14,6 +14,7 @@ import data
 from experiments import figures, intervals, records, results, scaling, subset
 from experiments.fixtures import arrays, record_of
 from support import files
+from train_submodel import SoESettings
 
 
 @pytest.mark.parametrize("path", results.TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -168,6 +169,17 @@ def test_a_comparison_shows_means_deviations_and_paired_differences():
     _, of_soe = rows(results.routing(of_title))  # nobody answers alone in the other
     assert of_soe == ["soe", "4.0 ± 0.0", "50.0 ± 0.0", "25.0 ± 0.0", "75.0 ± 0.0", "75.0 ± 0.0"]
     assert rows(results.decided(of_title))[1] == ["soe", "4 (0)", "8 (4)"]
+
+
+def test_a_model_is_named_by_the_settings_that_differ_from_today_s_defaults():
+    soe = vars(SoESettings()) | {"method": "soe"}
+    assert records.trained_as(soe) == "soe"
+    assert records.trained_as(soe | {"weights": "confidence", "sigma": 1}) == (
+        "soe --weights confidence"  # sigma counts for nothing then
+    )
+    older = {"sigma": 1, "lambda_": 0.5, "confidence": "ehead"}
+    assert records.trained_as(soe | older) == "soe --sigma 1 --confidence ehead --lambda 0.5"
+    assert records.trained_as({"method": "plain", "together": True}) == "plain-together"
 
 
 def test_a_run_that_two_records_tell_of_is_refused():
