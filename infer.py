@@ -180,8 +180,10 @@ def run(args: Namespace) -> None:
     for name, attack in attacks.items():
         x_adv = attack(model, x.to(device), torch.tensor(y, device=device))
         print(f"\nafter {name} on the {model.row}, eps {eps:g}:")
-        _, titles = print_answers(model, x_adv, names, classes)
-        titles = [t if ok else "already wrong: not attacked" for t, ok in zip(titles, correct)]
+        note = "already wrong: not attacked"
+        told = [name if ok else f"{name}, {note}" for name, ok in zip(names, correct)]
+        _, titles = print_answers(model, x_adv, told, classes)
+        titles = [title if ok else note for title, ok in zip(titles, correct)]
         scale, changed = pictures.change(x, x_adv.cpu(), eps)
         rows[f"{name}: {scale}"] = (changed, [""] * len(x))
         rows[f"{name}, eps {eps:g}"] = (x_adv, titles)

@@ -100,11 +100,13 @@ def print_specialisation(columns: dict, mixture: bool, class_names: list[str] | 
         _line(f"expert {j + 1}", [f"{share:.0f}/{correct:.0f}" for share, correct in pairs], 8)
 
 
-def answers(model: nn.Module, x: Tensor, classes: list[str]) -> tuple[Tensor, list[str]]:
-    """The model's answers to x [N, C, H, W]: labels [N]; in words, which class and who says so."""
-    logits, score = ask_experts(model, x)  # [M, N, K], [M, N]
+def answers(
+    model: nn.Module, logits: Tensor, score: Tensor, classes: list[str]
+) -> tuple[Tensor, list[str]]:
+    """The model's answers to N images, of what its experts say, logits [M, N, K], score [M, N]:
+    labels [N]; in words, which class and who says so."""
     labels = model.combine(logits, score).argmax(-1)
-    who = [f"the {model.row}"] * len(x)
+    who = [f"the {model.row}"] * len(labels)
     if model.row == "collaboration":
         pairs = zip(score.argmax(0) + 1, score.sigmoid().amax(0))
         who = [f"expert {j}, confidence {confidence:.2f}" for j, confidence in pairs]
@@ -116,7 +118,7 @@ def print_answers(
 ) -> tuple[Tensor, list[str]]:
     """Prints what every expert says of x [N, C, H, W], and returns `answers`."""
     logits, score = ask_experts(model, x)  # [M, N, K], [M, N]
-    labels, in_words = answers(model, x, classes)
+    labels, in_words = answers(model, logits, score, classes)
     kind = {"collaboration": "confidence", "mixture": "weight"}.get(model.row)
     values = score.softmax(0) if kind == "weight" else score.sigmoid()  # [M, N]
     for i, name in enumerate(names):

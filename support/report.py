@@ -10,6 +10,7 @@ from jinja2 import Template
 from torch import Tensor, nn
 
 from attacks import attacks_at, routes
+from models import ask_experts
 from support import pictures, printing
 
 
@@ -45,11 +46,11 @@ def as_text(png: bytes) -> str:
 
 def examples(model: nn.Module, x: Tensor, y: Tensor, eps: float, classes: list[str]) -> dict:
     """Six adversarial examples, and images that are wrong without any attack."""
-    answers, titles = printing.answers(model, x, classes)
+    answers, titles = printing.answers(model, *ask_experts(model, x), classes)
     shown, i = {}, (answers == y).nonzero().squeeze(1)[:60]
     if eps and len(i):
         x_adv = attacks_at(eps)["pgd"](model, x[i], y[i])
-        after, titles_after = printing.answers(model, x_adv, classes)
+        after, titles_after = printing.answers(model, *ask_experts(model, x_adv), classes)
         order = (after == y[i]).int().argsort(stable=True)[:6]  # the fooled ones first
         heading, changed = pictures.change(x[i], x_adv, eps)
         rows = {
