@@ -9,8 +9,8 @@ An exercise is one file, exNN_name.py. What a student may see stands first:
     CUT          likewise: function | its place, of what else would give it away
     PROPERTIES   {(function, points, a sentence that must hold of it): {probe: fn(own) -> numbers}},
                  `own` having the student's functions: all must be answered as by the right one.
-                 Where several answers are right the key has a fourth part, a test: fn(answers,
-                 right ones) -> what is wrong, or None
+                 Where several answers are right, or the right one must not be told, the key has a
+                 fourth part, a test: fn(answers, right ones) -> what is wrong, or None
     draw(axes, answers, style)    the picture, for the student's answers and for the right ones
 
 Below the line JUDGE stands what neither a student's process nor a handout is shown: the twists'
@@ -48,7 +48,7 @@ def table(text: str) -> list[list[str]]:
     return [[" ".join(cell.split()) for cell in row.split(" | ")] for row in rows if row]
 
 
-def chosen(text: str) -> int:
+def exercise_number(text: str) -> int:
     """The number of an exercise. Raises ValueError."""
     if not text.isdecimal() or int(text) not in FILES:
         raise ValueError(f"no exercise {text!r}: there are {', '.join(map(str, FILES))}")
@@ -93,10 +93,12 @@ def source_of(number: int, name: str, place: str) -> tuple[Path, str]:
 
 
 def find(path: Path, name: str) -> ast.FunctionDef:
-    """The definition of a function, or of a method "A.f"."""
+    """The definition of a function, or of a method "A.f". Raises KeyError."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     for part in name.split("."):
-        (node,) = (node for node in body if getattr(node, "name", None) == part)
+        node = next((node for node in body if getattr(node, "name", None) == part), None)
+        if node is None:
+            raise KeyError(f"{path.name} has no function {name}")
         body = node.body
     return node
 
@@ -172,11 +174,11 @@ def with_gradients(name: str, *fixed: object, **inputs: Tensor) -> Callable:
     return probe
 
 
-def hidden(probe: str) -> Callable:
+def hidden(probe: str, hint: str) -> Callable:
     """A test that does not say what would be right."""
 
     def test(mine: Answers, right: Answers) -> str:
-        return "" if mine[probe] == right[probe] else f"{probe}: not so, look at the picture again"
+        return "" if mine[probe] == right[probe] else f"{probe}: not so; {hint}"
 
     return test
 

@@ -18,8 +18,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from exercises import EXPECTED, Answers, Numbers, definition, is_twist, load, numbers, probes, tasks
-from exercises.sandbox import folder, run
+from exercises import (
+    EXPECTED,
+    Answers,
+    Numbers,
+    definition,
+    is_twist,
+    load,
+    numbers,
+    probes,
+    sandbox,
+    tasks,
+)
 
 MISTAKES = Path(__file__).parent / "lecturer" / "mistakes.md"
 SECONDS = 30  # for one exercise, or as it says; what has been answered by then counts
@@ -36,7 +46,7 @@ def ask(number: int, own: dict[str, Callable], function: str | None = None) -> A
     return answers
 
 
-def right(number: int, name: str, *changes: str) -> Callable:
+def variant(number: int, name: str, *changes: str) -> Callable:
     """The right function with its source changed, each "old => new", or "return => new" for what
     it returns. Raises ValueError where the old text is not in it."""
     place, _ = tasks(number)[name]
@@ -58,7 +68,7 @@ def right(number: int, name: str, *changes: str) -> Callable:
 
 def reference(number: int) -> dict[str, Callable]:
     """The right functions: the project's own, and the twist's."""
-    return {name: right(number, name) for name in tasks(number)}
+    return {name: variant(number, name) for name in tasks(number)}
 
 
 def known_mistakes(number: int) -> list[list[str]]:
@@ -83,7 +93,7 @@ def expected(number: int) -> dict[str, Answers]:
     own = reference(number)
     answers = {"": ask(number, own)}
     for name, mistake, *changes in known_mistakes(number):
-        wrong = own | {name: right(number, name, *changes)}
+        wrong = own | {name: variant(number, name, *changes)}
         answers[f"{name}: {mistake}"] = ask(number, wrong, name)
     torch.set_num_threads(threads)
     return answers
@@ -121,10 +131,10 @@ def read_answers(raw: bytes) -> tuple[Answers, str]:
 def student_answers(number: int, content: bytes, tree: Path, graded: bool) -> tuple[Answers, str]:
     """What the functions of a student's file answer, and the end of what they print."""
     seconds = getattr(load(number), "SECONDS", SECONDS)
-    with folder() as work:
+    with sandbox.folder() as work:
         path = work / f"ex{number:02}.py"
         path.write_bytes(content)
-        raw, ended = run(["exercises.child", number, path], tree, seconds, graded)
+        raw, ended = sandbox.run(["exercises.child", number, path], tree, seconds, graded)
     answers, printed = read_answers(raw)
     if "import" in answers:  # its error stands for everything
         return dict.fromkeys(probes(number), answers["import"]), printed

@@ -23,10 +23,21 @@ from pathlib import Path
 
 import numpy as np
 
-from exercises import EXPECTED, FILES, ROOT, Answers, Numbers, chosen, load, points, title, use_key
+from exercises import (
+    EXPECTED,
+    FILES,
+    ROOT,
+    Answers,
+    Numbers,
+    exercise_number,
+    load,
+    points,
+    sandbox,
+    title,
+    use_key,
+)
 from exercises.answers import expected, student_answers, why_so
 from exercises.handout import for_child
-from exercises.sandbox import check_graded, folder
 from exercises.yours import PASSED
 from support import files, options, pictures
 
@@ -86,7 +97,7 @@ def why_not(number: int, mine: Answers, asked: list[str], test: Callable | None 
     if test:
         try:
             return test(mine, right) or ""
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except Exception as error:  # answers may be anything
             return f"{asked[0]}: not what was asked for ({error})"
     for probe in asked:
         if not same(mine[probe], right[probe], tolerance):
@@ -130,7 +141,11 @@ def draw(number: int, mine: Answers, path: Path) -> bool:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
     axes.set_title(title(number), fontsize=10)
-    files.write(path, pictures.as_png(figure))
+    try:
+        files.write(path, pictures.as_png(figure))
+    except files.SaveError as error:
+        say(str(error))
+        return False
     return True
 
 
@@ -209,9 +224,12 @@ def grade(students: Path, places: dict[int, Path], args: Namespace) -> None:
     columns = [f"{kind} {number}" for kind in ("exercise", "words in") for number in places]
     rows = [["student", "points", *columns]]
     for work in sorted(p for p in students.iterdir() if p.is_dir() and not p.is_symlink()):
-        print(f"\n{work.name}")
+        student = work.name
+        print(f"\n{student}")
+        inner = work / "work"
+        work = inner if inner.is_dir() and not inner.is_symlink() else work
         each = list(map(earned_in, check_all(work, places, args).values()))
-        rows.append([work.name, sum(each), *each, *(words(work, number) for number in places)])
+        rows.append([student, sum(each), *each, *(words(work, number) for number in places)])
         text = io.StringIO()
         csv.writer(text).writerows(rows)
         files.write(Path(args.csv), text.getvalue().encode())
@@ -222,7 +240,8 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("number", metavar="N", help=f"of {', '.join(map(str, FILES))}, or all")
     add("--work", default="work", metavar="DIR", help="the student's folder")
-    add("--json", metavar="FILE.json", help="also write Gradescope's results, after every exercise")
+    told = "a new file for Gradescope's results, rewritten after every exercise"
+    add("--json", metavar="FILE.json", help=told)
     add("--fail-under", type=int, metavar="POINTS", help="status 1 below them (default: all)")
     add("--graded", action="store_true", help="as root: students' code gets a user of its own")
     add("--submissions", metavar="DIR", help="a folder for each student, in the place of --work")
@@ -231,10 +250,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         use_key("check", args.variant, argv)
-        numbers = list(FILES) if args.number == "all" else [chosen(args.number)]
+        numbers = list(FILES) if args.number == "all" else [exercise_number(args.number)]
         work = Path(args.submissions or args.work)
         if not work.is_dir():
-            raise ValueError(f"no folder {work}: python -m exercises.start makes it")
+            raise ValueError(f"no folder {work}: python -m exercises.start N makes it")
         if bool(args.submissions) != bool(args.csv) or (args.submissions and args.json):
             raise ValueError("--submissions and --csv belong together, without --json")
         if args.json:
@@ -243,10 +262,10 @@ def main(argv: list[str] | None = None) -> int:
             files.check_new(Path(args.csv), ".csv", "--csv")
         if args.graded:
             written = [Path(name).absolute().parent for name in (args.json, args.csv) if name]
-            check_graded([ROOT, *([work] if args.submissions else [])], written)
+            sandbox.check_graded([ROOT, *([work] if args.submissions else [])], written)
         for number in numbers:  # before anything of a student's runs
             expected(number)
-        with folder() as trees:
+        with sandbox.folder() as trees:
             places = {number: for_child(trees / str(number), number) for number in numbers}
             if args.submissions:
                 grade(work, places, args)

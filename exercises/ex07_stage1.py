@@ -39,11 +39,11 @@ SETTINGS = HOW | {"eps": constant(0.1), "sigma": constant(10)}
 
 
 def parts(name: str, M: int, kind: str) -> Callable:
-    """A probe: the parts of this kind of `networks.step`, by a stage's loss and M experts."""
+    """A probe: the parts of this kind of what a stage's loss makes of M experts."""
     combined = partial(Collaboration, confidence="rectified")
 
     def probe(own: object) -> dict[str, Tensor]:
-        told = networks.step(getattr(own, name), combined, Namespace(**SETTINGS, n=M))
+        told = networks.loss_and_gradients(getattr(own, name), combined, Namespace(**SETTINGS, n=M))
         return {part: value for part, value in told.items() if part.startswith(kind)}
 
     return probe

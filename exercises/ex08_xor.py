@@ -45,6 +45,7 @@ def known(own: object) -> dict[str, Tensor]:
 
 
 TABLES, CHOICE = "who knows which class, in A and B", "sigma of A and B"
+HINT = "one has sigma 1, the other 10: look at the picture again"
 PROPERTIES = {
     ("vote_loss", 2, "the ensemble learns by the error of its average"): {
         "the vote's loss": with_gradients("vote_loss", Y, f=F_, g=G)
@@ -59,7 +60,7 @@ PROPERTIES = {
         "three experts, 60 images of 5 of 6 classes": lambda own: own.who_knows(LOGITS, LABELS),
         TABLES: known,
     },
-    ("sigma_of", 1, "which of the models is in the trap", hidden(CHOICE)): {
+    ("sigma_of", 1, "which of the models is in the trap", hidden(CHOICE, HINT)): {
         CHOICE: lambda own: own.sigma_of()
     },
 }

@@ -40,7 +40,7 @@ def count(*methods: str):
 
 PROPERTIES = {
     ("together_loss", 3, "every member learns its own cross-entropy on attacks against the vote"): {
-        "six images": lambda own: networks.step(own.together_loss, Ensemble, SETTINGS)
+        "six images": lambda own: networks.loss_and_gradients(own.together_loss, Ensemble, SETTINGS)
     },
     ("passes", 2, "what the two ensembles cost"): {"cost": count("plain", "together")},
     ("passes", 2, "what stage 1 and SoE cost"): {"cost of SoE": count("soe-stage1", "soe")},

@@ -86,11 +86,12 @@ def spoken(own: object) -> dict[str, int]:
     return {letter: KINDS.index(kind) for letter, kind in own.verdict().items()}
 
 
+HINT = "look at the picture again, and at what each attack can know"
 PROPERTIES = {
     (function, points, name, weaker(name)): {name: images(function, eps)}
     for name, (function, eps, points) in ASKED.items()
 }
-PROPERTIES[("verdict", 2, "the verdict", hidden("verdict"))] = {"verdict": spoken}
+PROPERTIES[("verdict", 2, "the verdict", hidden("verdict", HINT))] = {"verdict": spoken}
 
 
 def draw(axes, answers: dict, style: dict) -> None:

@@ -11,10 +11,23 @@ student's own functions stand where they were cut, so that one handout carries t
 import ast
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
-from exercises import EXPECTED, FILES, JUDGE, KEY, ROOT, as_line, chosen, cuts, find, load, use_key
+from exercises import (
+    EXPECTED,
+    FILES,
+    JUDGE,
+    KEY,
+    ROOT,
+    as_line,
+    cuts,
+    exercise_number,
+    find,
+    load,
+    use_key,
+)
 from exercises.answers import expected, why_so
 from exercises.start import docstring
 from support import files, options
@@ -115,7 +128,8 @@ def method(text: str) -> str:
     """METHOD.md without what exercises ask for: what a step costs, what sigma = 1 means, what the
     argmax hides."""
     kept, _, rest = text.partition("\nIn gradient passes")
-    return kept + rest[rest.index("\n## Inference") : rest.index("\n## What sigma means")]
+    kept += rest[rest.index("\n## Inference") : rest.index("\n## What sigma means")]
+    return re.sub(r" \(\[[^]]*\]\(experiments/.*?\)\)", "", kept)  # findings
 
 
 def exercises_page(text: str) -> str:
@@ -158,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with parser.errors_in_one_line():
         use_key("handout", args.variant, argv)
-        unit, out = chosen(args.unit), Path(args.out)
+        unit, out = exercise_number(args.unit), Path(args.out)
         if EXPECTED.exists():
             raise ValueError("this is a handout already: make them from the project itself")
         if out.exists():

@@ -46,7 +46,9 @@ def load(letter: str) -> nn.Module:
     return model.eval()
 
 
-def step(loss: Callable, combined: Callable, settings: Namespace) -> dict[str, Tensor]:
+def loss_and_gradients(
+    loss: Callable, combined: Callable, settings: Namespace
+) -> dict[str, Tensor]:
     """Of a loss(model, x, y, settings), for six images and the model that `combined` makes of
     settings.n untrained experts: the value, the gradients, and how the model is left."""
     with torch.random.fork_rng(devices=[]):

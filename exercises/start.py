@@ -12,7 +12,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from exercises import FILES, chosen, definition, is_twist, load, points, tasks, title
+from exercises import FILES, definition, exercise_number, is_twist, load, points, tasks, title
 from support import files, options
 
 HEAD = """from collections.abc import Callable
@@ -56,23 +56,25 @@ def starter(number: int) -> tuple[str, str]:
 INTRODUCTION = """# The exercises
 
 For each exercise three cells: your functions, the question in words, the check with its picture.
-Run the first two again after each change: they write `work/exNN.py` and `work/exNN.txt`, over what
-stood there. What it is about: `exercises/README.md`."""
+Run the first two again after each change. They write their files into `work-notebook`, apart from
+`work`, which the commands use. What it is about: `exercises/README.md`."""
 SETUP = """
 # Where the project is. On Colab: upload its ZIP file in the panel on the left, then, in a cell:
 #     !unzip -q PROJECT.zip -d soe
 import os
+import sys
 from pathlib import Path
 
 from IPython.display import Image, display
 
 places = (Path.cwd(), Path.cwd().parent, *Path("soe").resolve().glob("**"))
 os.chdir(next(place for place in places if (place / "models.py").exists()))
-Path("work").mkdir(exist_ok=True)
+Path("work-notebook").mkdir(exist_ok=True)
+python = sys.executable
 
 
 def picture(number):
-    path = Path(f"work/ex{number:02}.png")
+    path = Path(f"work-notebook/ex{number:02}.png")
     if path.exists():
         display(Image(path))"""
 
@@ -83,17 +85,22 @@ def notebook() -> dict:
     for number in FILES:
         functions, words = starter(number)
         cells.append(("markdown", f"## {title(number)}"))
-        cells.append(("code", f"%%writefile work/ex{number:02}.py\n{functions}"))
-        cells.append(("code", f"%%writefile work/ex{number:02}.txt\n{words}"))
-        cells.append(("code", f"!python -m exercises.check {number}\npicture({number})"))
+        cells.append(("code", f"%%writefile work-notebook/ex{number:02}.py\n{functions}"))
+        cells.append(("code", f"%%writefile work-notebook/ex{number:02}.txt\n{words}"))
+        check = f"!{{python}} -m exercises.check {number} --work work-notebook"
+        cells.append(("code", f"{check}\npicture({number})"))
     made = []
     for i, (kind, source) in enumerate(cells):
         cell = {"cell_type": kind, "id": f"cell-{i:02}", "metadata": {}}
         outputs = {"execution_count": None, "outputs": []} if kind == "code" else {}
         made.append(cell | outputs | {"source": source.strip().splitlines(keepends=True)})
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    format = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}}
-    return {"cells": made} | format
+    return {
+        "cells": made,
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {"kernelspec": kernel},
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
             files.write(Path(args.notebook), content.encode())
             print(f"wrote {args.notebook}")
             return
-        number = chosen(args.number)
+        number = exercise_number(args.number)
         path = Path(args.work) / f"ex{number:02}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:  # never over a student's work
