@@ -180,7 +180,7 @@ def run(args: Namespace) -> None:
     for name, attack in attacks.items():
         x_adv = attack(model, x.to(device), torch.tensor(y, device=device))
         print(f"\nafter {name} on the {model.row}, eps {eps:g}:")
-        note = "already wrong: not attacked"
+        note = "already wrong, not attacked"
         told = [name if ok else f"{name}, {note}" for name, ok in zip(names, correct)]
         _, titles = print_answers(model, x_adv, told, classes)
         titles = [title if ok else note for title, ok in zip(titles, correct)]

@@ -19,7 +19,6 @@ import numpy as np
 from exercises import KEY, constant
 from experiments import records
 
-USES = "import numpy as np"
 CUT = """
 interval | experiments.intervals
 paired_difference | experiments.intervals

@@ -223,8 +223,9 @@ def measured(name: str) -> pd.DataFrame:
 
 def strength(record: dict) -> str:
     """How a record's model was attacked."""
-    how = record.get("evaluation") or record["command"]
-    return ", ".join(f"{name} {how.get(name)}" for name in ("attack", "steps", "queries"))
+    how = {"rescale": True, "seeds": 1} | (record.get("evaluation") or record["command"])
+    names = ("attack", "steps", "queries", "rescale", "seeds")
+    return ", ".join(f"{name} {how.get(name)}" for name in names)
 
 
 def between(a: str, b: str) -> str:
@@ -232,7 +233,7 @@ def between(a: str, b: str) -> str:
     several seeds are paired. Raises ValueError where they have not seen the same images."""
     ours, theirs = measured(a), measured(b)
     if len({strength(record) for record in [*ours["record"], *theirs["record"]]}) > 1:
-        raise ValueError(f"{a} and {b} were attacked by other attacks, steps or queries")
+        raise ValueError(f"{a} and {b} were attacked by other attacks, steps, queries or seeds")
     same = ["data", "checksum", "images", "eps", "column"]
     same += ["seed"] if max(ours["seed"].nunique(), theirs["seed"].nunique()) > 1 else []
     pairs = ours.merge(theirs, on=same, suffixes=("", " of B"))

@@ -173,6 +173,10 @@ def test_two_runs_are_compared_image_by_image(tmp_path, capsys, refused):
     assert worst == f"| 0.1 | worst | 50.0 | 40.0 | +10.0 ± {half:.1f} |"
     for other in others:
         assert "no attack at one eps, on the same images" in refused(compare, "--between", a, other)
+    for name, value in {"steps": 5, "seeds": 4, "rescale": False}.items():
+        unequal = {"evaluation": files["b"].get("evaluation", {}) | {name: value}}
+        other.write_text(json.dumps(files["b"] | unequal))
+        assert "other attacks, steps, queries or seeds" in refused(compare, "--between", a, other)
     for name, message in {"none.json": "no record, none", "*/*soe-depth*": "names several"}.items():
         assert message in refused(compare, "--between", a, name)
 

@@ -7,7 +7,8 @@ The surrogates are plain ensembles of 3, 5 and 8 ResNet20s, trained on clean ima
 keeps them for the next set. Each is attacked with cross-entropy and with the CW loss, by PGD with
 momentum from 3 random starts, by SGM, and by M-DI2-FGSM, all in 100 steps of eps / 5: 30 variants
 of each image. The 3 variants are one of each method, with cross-entropy, against 3 members. An
-image counts as robust only if every variant is classified correctly. The protocol is that of DVERGE
+image counts as robust only if every variant is classified correctly (other rows of the table, an
+expert's say, see the variant that is worst for the model). The protocol is that of DVERGE
 (Yang et al., NeurIPS 2020); the size that input diversity leaves, 0.9 of each side, is our choice.
 """
 

@@ -32,8 +32,8 @@ def test_what_is_wrong_without_an_attack_is_told_as_not_attacked(whole, monkeypa
     monkeypatch.setattr(pictures, "strip", lambda names, rows: drawn.update(rows) or b"")
     infer.main([str(whole), *words, "--save", "a.png"])
     (clean, _), (change, _), (x_adv, titles) = drawn.values()
-    assert capsys.readouterr().out.count(", already wrong: not attacked\n") == 1
-    assert titles[0] == "already wrong: not attacked" and " by expert " in titles[1]
+    assert capsys.readouterr().out.count(", already wrong, not attacked\n") == 1
+    assert titles[0] == "already wrong, not attacked" and " by expert " in titles[1]
     assert torch.equal(x_adv[0], clean[0]) and (change[0] == 0.5).all()
     torch.testing.assert_close(change[1] - 0.5, 5 * (x_adv[1] - clean[1]))  # at eps 0.1
 
