@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import folder
 from support import files
@@ -154,6 +153,8 @@ def load_as_trained(settings: dict, moved_to: str | None = None) -> Data:
 
 
 def _cifar(name: str) -> Data:
+    from torchvision.datasets import CIFAR10, CIFAR100  # here, as it takes a second
+
     dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
         train, test = (dataset(FOLDER, train=part, download=True) for part in (True, False))

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from data.images import fit, open_image
 
@@ -53,6 +52,8 @@ def _visible(folder: Path) -> list[Path]:
 
 def _classes(path: Path) -> Classes:
     """The folders in `path`. Raises ValueError where one has no image, or folders of its own."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # here, as it takes a second
+
     classes = {}
     for folder in filter(Path.is_dir, _visible(path)):
         if any(map(Path.is_dir, _visible(folder))):
