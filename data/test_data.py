@@ -140,7 +140,7 @@ def test_cifar_that_cannot_be_had_says_what_to_do(name, monkeypatch, refused):
     def offline(*_, **__):
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(data, name.upper(), offline)
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}", offline)
     error = refused(train_collab, "--data", name)
     assert f"put {name.replace('r1', 'r-1')}-python.tar.gz there" in error
     assert "Network is unreachable" in error and "--data digits" in error
