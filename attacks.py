@@ -184,7 +184,6 @@ def square(
     y: Tensor,
     eps: float,
     n_queries: int,
-    loss: Callable[[Tensor, Tensor], Tensor] = margin_loss,
     p: float = 0.8,
     rescale: bool = False,
     batch_size: int = 250,
@@ -192,8 +191,8 @@ def square(
     """Square Attack, Andriushchenko et al. 2020, l-infinity: black box, needs no gradient.
 
     Starts with vertical stripes of +-eps. Each query then sets a random square, p of the image's
-    area, to x +- eps with one random sign a channel, and keeps it where the loss rises. p is halved
-    after 10, 50, 200, .. queries, as in the SoE authors' code; with `rescale` after the same
+    area, to x +- eps with one random sign a channel, and keeps it where the margin rises. p is
+    halved after 10, 50, 200, .. queries, as in the SoE authors' code; with `rescale` after the same
     fractions of n_queries as these are of 10,000, as in Square's own. Only images that are still
     classified correctly are queried, gathered into full batches.
 
@@ -203,9 +202,9 @@ def square(
     x, y = check(x, y, eps, n_queries=n_queries)
 
     def ask(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss [n], and whether the model is wrong [n]."""
+        """The margin [n], and whether the model is wrong [n]."""
         logits = torch.cat([model(part) for part in z.split(batch_size)])
-        return loss(logits, labels), logits.argmax(1) != labels
+        return margin_loss(logits, labels), logits.argmax(1) != labels
 
     def signs(*shape: int) -> Tensor:
         return eps * (2.0 * torch.randint(0, 2, shape, device=x.device) - 1)

@@ -460,3 +460,23 @@ def test_every_speed_up_is_timed_by_itself(small_steps, tmp_path):
     assert speed.SWITCHES == before
     ways = [*bench_step.speed_ups(CPU).values(), *bench_step.speed_ups(CUDA).values()]
     assert {name for way in ways for name in way} == {*speed.SWITCHES, "graph", "compile"}
+
+
+def test_a_convolution_with_a_bias_is_folded_too():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4, affine=False))
+    layers(torch.rand(9, 1, 8, 8))
+    x = torch.rand(3, 1, 8, 8)
+    with torch.inference_mode():
+        twin = speed.folded(layers.eval())
+    assert len(list(twin.parameters())) == 2
+    torch.testing.assert_close(twin(x), layers(x))
+
+
+@pytest.mark.parametrize("capability, precision, why", [(7, "float32", "GPU"), (8, "bfloat16", "")])
+def test_precision_is_what_the_gpu_multiplies(capability, precision, why, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 5))
+    assert options.best_precision(CUDA) == precision
+    assert why in options.why_precision(CUDA, precision)
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[precision]
+    assert options.why_precision(CUDA, other) == "as asked"
