@@ -137,7 +137,7 @@ def drawn() -> dict[str, bytes]:
     trapped = matching("compare/digits-soe-sigma1-confidenceehead-depth*-n3-eps0.1-*seed0.json")
     trapped += matching("photos/*-soe-sigma1-confidenceehead-depth*-n3-eps0.03-*seed0.json")
     readings = matching("readings/*-soe-*depth2-*seed0.json")
-    by_eps = matching("attacks_by_eps.json")
+    by_eps = matching("attacks/soe-by-eps.json")
     cells = {float(record["eps"]): record["table"]["collaboration"] for record in by_eps}
     return {
         "experts_by_class.png": experts_by_class(frame(trapped)),

@@ -34,7 +34,16 @@ from experiments.claims import (
 )
 from experiments.evaluate import who_decided
 from experiments.intervals import interval
-from experiments.records import NAMES, by_title, frame, matching, measurements, paired, trained_as
+from experiments.records import (
+    NAMES,
+    TRAP,
+    by_title,
+    frame,
+    matching,
+    measurements,
+    paired,
+    trained_as,
+)
 from experiments.transfer_set import TRANSFER
 from support import files, options
 from support.printing import duration, print_report
@@ -299,9 +308,12 @@ def figures34(runs: pd.DataFrame) -> str:
 
 
 def softened(runs: pd.DataFrame) -> str:
-    """Experts of SoE at sigma = 1 as they are: the most confident one answers, all by their
-    weights, or a vote; each attacked itself. On the seeds that all rows of a place have."""
-    measured = counted(trapped(runs)).query("M == 3 and column in ['clean', 'worst']")
+    """Experts of SoE, or of SoE in the trap, as they are: the most confident one answers, all by
+    their weights, or a vote; each attacked itself. On the seeds that all rows of a place have."""
+    in_trap = runs["method"].str.contains(TRAP, regex=False).any()
+    measured = counted(trapped(runs) if in_trap else runs).query(
+        "M == 3 and column in ['clean', 'square', 'worst']"
+    )
     measured = measured[measured["method"].str.fullmatch("soe|soe at T = .*|soe's vote")]
     rows = measured.groupby("place")["method"].transform("nunique")
     of_seed = measured.groupby(["place", "seed"])["method"].transform("nunique")
@@ -312,8 +324,8 @@ def softened(runs: pd.DataFrame) -> str:
     measured = measured.assign(T=T.map(float), who=who)
     rows = ["place", "T", "who", "column"]
     cells = measured.groupby(rows)["accuracy"].agg(accuracy).unstack()
-    more = less_first(measured, "soe", *rows).unstack().add_suffix(", more")
-    return table(cells.join(more).droplevel("T"), "", "who answers")
+    more = less_first(measured, "soe", *rows).unstack().rename(columns=HEADINGS)
+    return table(cells.join(more.add_suffix(", more")).droplevel("T"), "", "who answers")
 
 
 # ---------------------------------------------------------------------------- readings, and claims
