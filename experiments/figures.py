@@ -136,7 +136,9 @@ def drawn() -> dict[str, bytes]:
 
     trapped = matching("compare/digits-soe-sigma1-confidenceehead-depth*-n3-eps0.1-*seed0.json")
     trapped += matching("photos/*-soe-sigma1-confidenceehead-depth*-n3-eps0.03-*seed0.json")
-    readings = matching("readings/*-soe-*depth2-*seed0.json")
+    by_sigma = matching("compare/digits-soe-*depth2-n3-eps0.1-epochs30-*.json")
+    by_sigma += matching("dial/*.json")
+    by_sigma += matching("readings/photos-val-soe-*depth2-*seed0.json")
     by_eps = matching("attacks/soe-by-eps.json")
     cells = {float(record["eps"]): record["table"]["collaboration"] for record in by_eps}
     return {
@@ -144,5 +146,5 @@ def drawn() -> dict[str, bytes]:
         "by_number.png": draw_by_number(frame(matching("compare/digits-*-depth2-*.json"))),
         "attacks_by_eps.png": accuracy_by_eps(cells, "collaboration"),
         "scaling.png": scaling(matching("scaling_cpu.json")[0]["tables"]),
-        "dial.png": dial(frame(readings)),
+        "dial.png": dial(frame(by_sigma)),
     }
