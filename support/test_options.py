@@ -175,6 +175,7 @@ def test_a_number_may_be_a_fraction(text, value):
 
 
 OTHERS = {"--help", "--nproc-per-node", "--torch-backend"}  # argparse's, torchrun's, uv's
+OTHERS |= {"--index", "--find-links"}  # pip's
 OTHERS |= {"--both", "--detach"}  # of commit 48d9328, whose results experiments/readings.md has
 TEXTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/*.md"))
 
