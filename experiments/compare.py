@@ -168,8 +168,12 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
     for depth in args.depth:
         ResNet(depth)  # refuses a depth that there is not
     runs = plan(args, dataset.name)
+    spelled: dict[str, str] = {}  # {what is trained: the method's words}
     for run in runs:
-        options.training_parser(run.script.settings).parse_args(run.flags)  # refuses bad flags
+        asked = options.training_parser(run.script.settings).parse_args(run.flags)  # or refuses
+        first = spelled.setdefault(f"{run.script.main.__module__} {asked}", run.method)
+        if first != run.method:
+            raise ValueError(f"{first!r} and {run.method!r} are the same: name one of them")
     out.mkdir(parents=True, exist_ok=True)
     files.check_writable(out)
     results = {out / f"{run.name}.json": run for run in runs}

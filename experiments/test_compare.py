@@ -264,6 +264,7 @@ def test_equal_cost_is_more_epochs_of_a_cheaper_method():
         *((f"--methods 'plain {flag}=1'", f"{flag}=1 in 'plain") for flag in compare.SHARED),
         ("--methods soe 'plain --togther'", "arguments: --togther"),
         ("--methods soe 'more --lr -1'", "--lr: -1 is out of range"),
+        ("--methods soe 'soe --sigma 10'", "'soe' and 'soe --sigma 10' are the same"),
         ("--attack magic", "invalid choice: 'magic'"),
         ("--shard 3/2", "invalid part value: '3/2'"),
         ("--eps 2", "out of range"),
