@@ -293,12 +293,18 @@ def table4(runs: pd.DataFrame) -> str:
 
 
 def figure2(runs: pd.DataFrame) -> str:
-    """SoE at sigma = 1 with and without stage 2, on images made against other networks."""
-    pairs = compared(counted(trapped(runs)).query("eps > 0"), SOE, ("soe-stage1", 3), *TRANSFER)
+    """SoE with and without stage 2, on images made against other networks."""
+    readings = []
+    for reading, of_reading in {"": runs, "sigma = 1": trapped(runs)}.items():
+        measured = counted(of_reading).query("eps > 0")
+        pairs = compared(measured, SOE, ("soe-stage1", 3), *TRANSFER)
+        readings.append(pairs.assign(reading=reading))
+    pairs = pd.concat(readings)
     pairs["column"] = pairs["column"].str.removeprefix("transfer")
     cells = {"accuracy": accuracy, "accuracy of theirs": accuracy, "difference": signed}
-    cells = pairs.groupby(["place", "column"]).agg(cells)
-    return table(cells.set_axis(["soe", "soe-stage1", "difference"], axis=1), "", "variants")
+    cells = pairs.groupby(["reading", "place", "column"]).agg(cells).reset_index("reading")
+    names = {"accuracy": "soe", "accuracy of theirs": "soe-stage1"}
+    return table(cells.rename(columns=names), "", "variants")
 
 
 def figures34(runs: pd.DataFrame) -> str:
