@@ -28,36 +28,13 @@ from support import options, runs
 from support.options import option
 from train_submodel import Settings, attack_each_expert, clean_and_attacked, train
 
-weight = options.number("lie in [0, 2]", lambda w: 0 <= w <= 2)
-
 
 @dataclass
-class WeightedSettings(Settings):
-    """a front of clean accuracy against robustness"""
-
-    clean_weight: float = option(
-        1.0, weight, "W: clean images weigh W in the loss, attacked ones 2 - W"
-    )
-
-
-@dataclass
-class PlainSettings(WeightedSettings):
+class PlainSettings(Settings):
     """what is attacked, and learned"""
 
     together: bool = option(False, bool, "attack the vote, not each member")
     jointly: bool = option(False, bool, "and train its own cross-entropy")
-
-
-def check_clean_weight(settings: WeightedSettings) -> None:
-    """Raises ValueError where there is nothing to weigh."""
-    if settings.clean_weight != 1 and settings.eps == 0:
-        raise ValueError("--clean-weight weighs clean images against attacked ones: not at --eps 0")
-
-
-def weights(settings: WeightedSettings) -> tuple[float, float]:
-    """(W, 2 - W), the weights of the losses on clean and on attacked images."""
-    W = getattr(settings, "clean_weight", 1.0)  # coursework has no such setting
-    return W, 2 - W
 
 
 def sum_of_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -84,14 +61,13 @@ def plain_loss(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> Te
 def together_loss(model: nn.Module, x: Tensor, y: Tensor, settings: PlainSettings) -> Tensor:
     """Every member on clean images and on PGD against the vote of all."""
     batches = clean_and_attacked(model, x, y, settings)
-    return sum(w * sum_of_losses(model, b, y) for w, b in zip(weights(settings), batches))
+    return sum(sum_of_losses(model, b, y) for b in batches)
 
 
 def jointly_loss(model: nn.Module, x: Tensor, y: Tensor, settings: PlainSettings) -> Tensor:
     """M * CE of the vote, on clean images and on PGD against it. For the M see stage1_loss."""
     batches = clean_and_attacked(model, x, y, settings)
-    losses = [w * F.cross_entropy(model(b), y) for w, b in zip(weights(settings), batches)]
-    return settings.n * sum(losses)
+    return settings.n * sum(F.cross_entropy(model(b), y) for b in batches)
 
 
 def check(settings: PlainSettings) -> None:
@@ -99,9 +75,6 @@ def check(settings: PlainSettings) -> None:
         raise ValueError("--together and --jointly: one of the two")
     if settings.together and settings.eps == 0:
         raise ValueError("--together says what is attacked: with --eps 0 nothing is")
-    check_clean_weight(settings)
-    if settings.clean_weight != 1 and not (settings.together or settings.jointly):
-        raise ValueError("--clean-weight goes with --together or --jointly")
 
 
 def main(argv: list[str] | None = None) -> None:

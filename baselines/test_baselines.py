@@ -112,17 +112,6 @@ def test_plain_adds_clean_and_adversarial_cross_entropies_of_all_members(loss, e
     torch.testing.assert_close(loss(model, x, y, settings), by_hand)
 
 
-@pytest.mark.parametrize("loss", [plain.together_loss, plain.jointly_loss])
-def test_clean_images_weigh_what_is_asked(loss):
-    """At W = 2 clean images alone are learned; between 0 and 2 the loss is linear in W."""
-    model, (x, y) = linear_ensemble(), a_batch()
-    at = {W: loss(model, x, y, settings_of("plain", clean_weight=W)) for W in (0.0, 0.5, 2.0)}
-    clean = loss(model, x, y, settings_of("plain", eps=0.0))  # at W = 1
-    torch.testing.assert_close(at[2.0], 2 * clean)
-    torch.testing.assert_close(at[0.5], 0.75 * at[0.0] + 0.25 * at[2.0])
-    assert at[0.0] > at[2.0]
-
-
 def test_jointly_is_soe_s_loss_at_sigma_1_without_e_heads():
     """Eq. 7 is then the cross-entropy of the vote less ln M, on each of the two batches."""
     model, (x, y) = linear_ensemble(), a_batch()
@@ -421,9 +410,6 @@ def test_a_baseline_resumes_bit_for_bit(module, tmp_path):
         (dverge, "--batch-size 1", "another one of its batch"),
         (dverge, "--epochs 1", "2 stages need at least 2"),
         (plain, "--eps 0 --together", "with --eps 0 nothing is"),
-        (plain, "--clean-weight 2.5", "must lie in [0, 2]"),
-        (plain, "--clean-weight 0.5", "goes with --together"),
-        (plain, "--clean-weight 0.5 --jointly --eps 0", "not at --eps 0"),
         (plain, "--eps -0.1", "must lie in"),
         (adp, "--entropy -1", "must be 0 or more"),
         (dverge, "--distill-eps 0", "must lie in (0, 1]"),

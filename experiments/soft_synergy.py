@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 import infer
 from attacks import expert_losses
-from baselines.plain import WeightedSettings, check_clean_weight, weights
 from support import options, runs
 from support.options import option
-from train_submodel import best_expert_loss, clean_and_attacked, train
+from train_submodel import Settings, best_expert_loss, clean_and_attacked, train
 
 
 @dataclass
-class SoftSettings(WeightedSettings):
+class SoftSettings(Settings):
     """the loss of soft synergy"""
 
     temperature: float = option(1.0, options.positive, "T: experts weigh softmax(score / T)")
@@ -61,14 +60,13 @@ def soft_loss(model: nn.Module, x: Tensor, y: Tensor, settings: SoftSettings) ->
     """M times `mixture_loss`, clean and under PGD against the mixture: x [B, C, H, W], y [B] ->
     scalar."""
     total = 0
-    for weight, batch in zip(weights(settings), clean_and_attacked(model, x, y, settings)):
+    for batch in clean_and_attacked(model, x, y, settings):
         logits, score = model.all_experts(batch)
-        total = total + weight * mixture_loss(expert_losses(logits, y), score, settings)
+        total = total + mixture_loss(expert_losses(logits, y), score, settings)
     return settings.n * total
 
 
 def check(settings: SoftSettings) -> None:
-    check_clean_weight(settings)
     if settings.beta > 1:
         raise ValueError(f"--beta {settings.beta:g} is a share: 0 to 1")
 
