@@ -136,8 +136,8 @@ def pgd(
     model returns and y; `decide` makes logits [B, K] of what the model returns. `keep_best`, for
     evaluating, takes for each image the first misclassified point, else the one of highest loss,
     over x itself and every step. With `falling`, alpha falls to 0 as half a cosine wave does. A
-    random start comes from torch's global generator. Where a gradient is not a number, the pixel
-    stays. For the errors, and `trusted` images, see `check`.
+    random start comes from torch's global generator. Where a gradient is not a number, it adds
+    nothing. For the errors, and `trusted` images, see `check`.
     """
     x, y = check(x, y, eps, trusted, alpha=alpha, steps=steps)
     project, worst = ball(x, eps), Worst(x, y)

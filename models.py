@@ -78,7 +78,7 @@ class ResNet(nn.Module):
                     width = channels
         self.backbone = nn.Sequential(*layers)
         height_width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        pooled = [side // 8 for side in height_width] if depth == 2 else [1, 1]
+        pooled = [max(side // 8, 1) for side in height_width] if depth == 2 else [1, 1]
         self.pool = nn.AdaptiveAvgPool2d(pooled)
         features = width * math.prod(pooled)
         self.p_head = nn.Linear(features, num_classes)

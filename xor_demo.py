@@ -53,14 +53,17 @@ def vote_loss(f: Tensor, g: Tensor, y: Tensor) -> Tensor:
 
 
 def collaboration_loss(f: Tensor, g: Tensor, y: Tensor) -> Tensor:
-    """sum_j softmax_j(g) (f_j - y)^2: what g cannot route costs loss, so f and g learn together."""
+    """sum_j softmax_j(g) (f_j - y)^2: what g cannot route costs loss, so f and g learn together.
+
+    Ours: the appendix gives no loss for f and g together.
+    """
     return (g.softmax(1) * (f - y[:, None]).square()).sum(1).mean()
 
 
 def trap_loss(f: Tensor, g: Tensor, y: Tensor) -> Tensor:
     """min_j (f_j - y)^2, as the appendix words it, and a g that learns which j that is.
 
-    Why it fails: f_1 = +1 and f_2 = -1 everywhere have no error at all, whereas the intended
+    Why it often fails: f_1 = +1 and f_2 = -1 everywhere have no error at all, whereas the intended
     solution has one of 0.09, the clouds' spread; and the loss of g, which is high there, does not
     reach f. All of XOR is then left to g, and a linear g cannot do it.
     """

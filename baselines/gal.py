@@ -59,7 +59,7 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
 def gal_loss(model: nn.Module, x: Tensor, y: Tensor, settings: GalSettings) -> Tensor:
     """mean_i CE_i + lambda * coherence on images of which half are noisy (lambda is --coherence),
     and mean_i CE_i on PGD in the ball around these, noisy ones included, as in DVERGE's version of
-    GAL: where noise leads further than eps out of [0, 1], so does the attack."""
+    GAL; where noise is below -eps or above 1 + eps, that ball lies outside [0, 1]."""
     x = noisy(x.contiguous(), settings.noise)
     x, *adversarial = clean_and_attacked(model, x, y, settings)
     x = x.requires_grad_()

@@ -241,7 +241,7 @@ def judged(runs: pd.DataFrame) -> list[Claim]:
         same("3.1", on_xor(runs, "trap", "joint"), "XOR is solved just as well if the best one's "
              "error is minimised and g learns which it is"),
         more("3.2, Table 1", costs(measured, "gal", "adp", "more", sign=1), "SoE's training costs "
-             "more than GAL's, ADP's and MoRE's (passes, in %; seconds: see Time)"),
+             "more than GAL's, ADP's and MoRE's (units, in %; seconds: see Time)"),
         more("3.2, Table 1", costs(measured, "dverge", sign=-1),
              "SoE's training costs less than DVERGE's"),
         same("3.4, Table 2", of_soe(measured, best_less_worst),

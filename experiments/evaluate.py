@@ -55,8 +55,8 @@ def attacks_at(
     `transfer`, {name: ready-made variants [V, N, C, H, W] of x}: the worst variant.
 
     `steps` are AutoPGD's, also inside `adaptive`; all other gradient attacks have 20. `queries` and
-    `rescale` are Square's. `adaptive` is left out where no score counts: there it would be AutoPGD
-    once more. Raises KeyError for another name.
+    `rescale` are Square's. `adaptive` is left out where no score counts: nobody can be misled there.
+    Raises KeyError for another name.
     """
     known = attacks.attacks_at(eps, queries=queries)
     known["square"] = partial(known["square"], rescale=rescale)
