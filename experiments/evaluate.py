@@ -55,7 +55,7 @@ def attacks_at(
     `transfer`, {name: ready-made variants [V, N, C, H, W] of x}: the worst variant.
 
     `steps` are AutoPGD's, also inside `adaptive`; all other gradient attacks have 20. `queries` and
-    `rescale` are Square's. `adaptive` is left out where no score counts: nobody can be misled there.
+    `rescale` are Square's. `adaptive` is left out where no score counts: nobody can be misled.
     Raises KeyError for another name.
     """
     known = attacks.attacks_at(eps, queries=queries)
