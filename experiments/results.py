@@ -95,7 +95,8 @@ def comparison(runs: pd.DataFrame, first: str = "soe") -> str:
     measured = measurements(runs).query("column == @last")
     methods = runs.groupby("method", sort=False)
     cells = methods[columns].agg(accuracy)
-    cells.insert(0, "units", methods["units"].first().map("{:,.0f}".format))
+    if runs["units"].notna().all():  # compare's, not evaluate's
+        cells.insert(0, "units", methods["units"].first().map("{:,.0f}".format))
     cells[f"{last} less {first}'s"] = less_first(measured, first, "method")
     parts = [table(cells.join(methods[["alone", "any"]].agg(accuracy)))]
     for method, seed, doubts in zip(runs["method"], runs["seed"], runs["doubts"]):
