@@ -31,7 +31,7 @@ def solution(number):
     """A student's file with the project's own bodies, and what they call of what is cut."""
     parts = [start.starter(number)[0].split("\n\n\n")[0], "import attacks, math, sys"]
     parts += ["from attacks import *\nfrom attacks import Iterator\nfrom itertools import chain"]
-    parts += ["from functools import partial\nfrom baselines.plain import weights"]
+    parts += ["from functools import partial"]
     parts += ["assert __name__ in sys.modules  # where a dataclass looks"]
     parts += [ast.unparse(find(*cut)) for cut in cuts(number) if len(cut) == 2 and number != 2]
     parts += [ast.unparse(definition(number, name)) for name in tasks(number)]
