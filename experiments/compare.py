@@ -169,8 +169,8 @@ def train_and_attack(args: Namespace, stored: Container[str] = ()) -> tuple[list
         ResNet(depth)  # refuses a depth that there is not
     runs = plan(args, dataset.name)
     spelled: dict[str, str] = {}  # {what is trained: the method's words}
-    for run in runs:
-        asked = options.training_parser(run.script.settings).parse_args(run.flags)  # or refuses
+    for run in runs:  # refuses bad flags, and two spellings of one method
+        asked = options.training_parser(run.script.settings).parse_args(run.flags)
         first = spelled.setdefault(f"{run.script.main.__module__} {asked}", run.method)
         if first != run.method:
             raise ValueError(f"{first!r} and {run.method!r} are the same: name one of them")
